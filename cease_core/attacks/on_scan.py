@@ -1,0 +1,156 @@
+"""From a scan, a mask and a model to a problem that an attack can solve, and back onto the scan.
+
+Which voxels are attacked together depends on the model: a 2-D model attacks one image, or every slice of a
+volume; a 3-D model attacks the volume, or as much of it around a slice as fits one window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cease_core.attacks.base import Problem
+from cease_core.errors import CeaseError
+from cease_core.models.segmenter import SegmentationModel, Segmenter, predict_labels
+from cease_core.models.windowed import Windowed
+from cease_core.scan import FloatArray, LabelArray, Scan, Window
+
+Extent = Literal["slice", "volume"]
+
+# Voxels that a 3-D model takes in one piece; larger volumes go through windows of this edge.
+WINDOW_EDGE = 96
+SLICES_AT_ONCE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is under attack: part of a scan as a batch of one, its labels, and the model that judges it.
+
+    Parameters
+    ----------
+    scan
+        The whole scan.
+    model
+        Called on `images`; windows are already inside.
+    window
+        Maps intensities to [0, 1].
+    images
+        Window fractions, shape (1, C, *part).
+    labels
+        Class ids, shape (1, *part).
+    place
+        The part of the scan's grid; an integer where a slice was taken.
+    reference
+        Where the labels come from.
+    """
+
+    scan: Scan
+    model: Segmenter
+    window: Window
+    images: Tensor
+    labels: Tensor
+    place: tuple[slice | int, ...]
+    reference: Literal["labels", "clean mask"]
+
+    def problem(self, loss: str) -> Problem:
+        """The batch to attack, ascending ``loss``."""
+        return Problem.pose(self.model, self.images, self.labels, loss)
+
+    def mask(self, logits: Tensor) -> LabelArray:
+        """Class ids (*part) from logits (1, K, *part)."""
+        return predict_labels(logits, self.model.mode)[0].cpu().numpy().astype(np.int32)
+
+    def in_unit(self, perturbation: Tensor) -> FloatArray:
+        """Perturbation (C, *part) in the scan's unit."""
+        values: FloatArray = perturbation[0].cpu().numpy() * np.float32(self.window.width)
+        return values
+
+    def perturbed_scan(self, perturbation: Tensor) -> FloatArray:
+        """Intensities (C, *spatial) of the whole scan with the part perturbed; all else is bit-identical."""
+        image = self.scan.image.copy()
+        image[(slice(None), *self.place)] += self.in_unit(perturbation)
+        return image
+
+
+def pose_on_scan(
+    model: SegmentationModel,
+    scan: Scan,
+    labels: LabelArray | None = None,
+    *,
+    extent: Extent = "volume",
+    index: int = 0,
+    device: torch.device | str = "cpu",
+) -> Subject:
+    """Cut the part to attack out of a scan and map it to the model's window.
+
+    Parameters
+    ----------
+    model
+        Prepared model on ``device``.
+    labels
+        Reference mask (*spatial); without one the model's own clean mask is the reference.
+    extent
+        ``"volume"``: all of the scan. ``"slice"``: the slice ``index`` for a 2-D model; for a 3-D model
+        the window around it (the whole volume where that fits one window).
+    index
+        Slice along the first array axis.
+
+    Raises
+    ------
+    CeaseError
+        If the scan or the labels do not fit the model.
+    """
+    model.check(scan)
+    if labels is not None:
+        check_classes(labels, model, scan)
+    window = model.card.window.resolve(scan)
+    place = _place(model, scan, extent, index)
+    part = (scan.image[(slice(None), *place)] - np.float32(window.low)) / np.float32(window.width)
+    images = torch.from_numpy(np.ascontiguousarray(part)).unsqueeze(0).to(device)
+    seen: Segmenter = model
+    shape = tuple(images.shape[2:])
+    if len(shape) > model.card.ndim:
+        seen = Windowed(model, (1, shape[1], shape[2]), overlap=0, batch=SLICES_AT_ONCE, planar=True)
+    elif model.card.ndim == 3 and max(shape) > WINDOW_EDGE:
+        seen = Windowed(model, (WINDOW_EDGE,) * 3, overlap=0.5, batch=1)
+    if labels is None:
+        with torch.no_grad():
+            reference = predict_labels(seen(images), model.mode)
+    else:
+        cut = np.ascontiguousarray(labels[place])
+        reference = torch.from_numpy(cut).long().unsqueeze(0).to(device)
+    return Subject(scan, seen, window, images, reference, place, "clean mask" if labels is None else "labels")
+
+
+def check_classes(labels: LabelArray, model: SegmentationModel, scan: Scan) -> None:
+    """Raise a `CeaseError` if a mask does not fit the scan or holds classes that the model does not know."""
+    if labels.shape != scan.shape:
+        raise CeaseError(
+            f"the labels have shape {labels.shape}, but {scan.name} has {scan.shape}; choose the labels of this scan."
+        )
+    card = model.card
+    unknown = sorted(set(np.unique(labels).tolist()) - {0, *(c.id for c in card.classes)})
+    if unknown:
+        known = ", ".join(f"{c.id} {c.name}" for c in card.classes)
+        ids = ", ".join(str(u) for u in unknown[:5])
+        raise CeaseError(
+            f"the labels hold the unknown class {ids}, but {card.title} knows 0 background, {known}; "
+            "choose labels with the model's classes, or none."
+        )
+
+
+def _place(model: SegmentationModel, scan: Scan, extent: Extent, index: int) -> tuple[slice | int, ...]:
+    whole = tuple(slice(0, s) for s in scan.shape)
+    if scan.ndim == 2 or extent == "volume":
+        return whole
+    if not 0 <= index < scan.shape[0]:
+        raise CeaseError(f"slice {index} does not exist; {scan.name} has slices 0 to {scan.shape[0] - 1}.")
+    if model.card.ndim == 2:
+        return (index, *whole[1:])
+    depth = min(WINDOW_EDGE, scan.shape[0])
+    first = min(max(0, index - depth // 2), scan.shape[0] - depth)
+    return (slice(first, first + depth), *whole[1:])

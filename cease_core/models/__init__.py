@@ -1,0 +1,27 @@
+"""Segmentation models that take window intensities and return logits."""
+
+from cease_core.models.architectures import ARCHITECTURES, build
+from cease_core.models.card import ClassInfo, Mode, ModelCard, WindowRule
+from cease_core.models.checkpoint import load_model, save_model
+from cease_core.models.library import available_models, find_model
+from cease_core.models.prepare import prepare
+from cease_core.models.segmenter import SegmentationModel, Segmenter, predict_labels
+from cease_core.models.windowed import Windowed
+
+__all__ = [
+    "ARCHITECTURES",
+    "ClassInfo",
+    "Mode",
+    "ModelCard",
+    "SegmentationModel",
+    "Segmenter",
+    "WindowRule",
+    "Windowed",
+    "available_models",
+    "build",
+    "find_model",
+    "load_model",
+    "predict_labels",
+    "prepare",
+    "save_model",
+]

@@ -1,0 +1,103 @@
+"""Checkpoints: one folder with ``model.safetensors`` and ``card.json``, never a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cease_core.errors import CeaseError
+from cease_core.models.card import ModelCard
+from cease_core.models.segmenter import SegmentationModel
+
+WEIGHTS, CARD = "model.safetensors", "card.json"
+
+
+def save_model(model: SegmentationModel, folder: str | Path) -> Path:
+    """Write a checkpoint, replacing an older one only when the new one is complete.
+
+    Raises
+    ------
+    CeaseError
+        If the folder cannot be written.
+    """
+    folder = Path(folder)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.backbone.state_dict().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            save_file(tensors, Path(scratch) / WEIGHTS)
+            (Path(scratch) / CARD).write_text(model.card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            for name in (WEIGHTS, CARD):
+                os.replace(Path(scratch) / name, folder / name)
+    except OSError as error:
+        raise CeaseError(f"cannot write the model to {folder}: {error.strerror}; choose another folder.") from error
+    return folder
+
+
+def load_card(folder: str | Path) -> ModelCard:
+    """Read a checkpoint's card alone.
+
+    Raises
+    ------
+    CeaseError
+        If it is missing or not a card.
+    """
+    path = Path(folder) / CARD
+    try:
+        return ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise CeaseError(
+            f"{folder} holds no {CARD}; a model is a folder with {WEIGHTS} and {CARD}, choose such a folder."
+        ) from error
+    except OSError as error:
+        raise CeaseError(f"cannot read {path}: {error.strerror}; check the folder's permissions.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "card"
+        raise CeaseError(f"{path} is not a valid model card ({where}: {first['msg']}); correct that entry.") from error
+    except ValueError as error:
+        raise CeaseError(f"{path} is not valid JSON ({error}); export the model again.") from error
+
+
+def load_model(folder: str | Path) -> SegmentationModel:
+    """Load a checkpoint in evaluation mode.
+
+    Parameters
+    ----------
+    folder
+        Folder with ``model.safetensors`` and ``card.json``.
+
+    Raises
+    ------
+    CeaseError
+        If a file is missing or damaged, or tensors do not fit the card's architecture.
+    """
+    folder = Path(folder)
+    card = load_card(folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise CeaseError(f"{folder} holds no {WEIGHTS}; copy the whole model folder, not the card alone.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CeaseError(f"{path} is damaged ({error}); copy or download the model again.") from error
+    model = SegmentationModel(card)
+    expected = model.backbone.state_dict()
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise CeaseError(
+                f"{path} lacks the tensor {name!r} that {card.architecture} needs; export the model again."
+            )
+        if tensors[name].shape != tensor.shape:
+            raise CeaseError(
+                f"{path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, but the card's "
+                f"{card.architecture} needs {tuple(tensor.shape)}; the card and the weights belong to different models."
+            )
+    model.backbone.load_state_dict({k: tensors[k] for k in expected})
+    return model.eval()
