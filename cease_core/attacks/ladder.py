@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cease_core.attacks.base import AttackResult, Best, Problem
+from cease_core.attacks.base import AttackResult, Best, Callback, Problem
 from cease_core.attacks.gradient import FGSM, PGD, ascend
 from cease_core.attacks.norms import project, random_start, steepest
 from cease_core.errors import CeaseError
@@ -42,7 +42,13 @@ class Rung:
 
 
 def ladder(
-    attack: FGSM | PGD, problem: Problem, epsilons: Sequence[float], *, refine: int = 3, restarts: int = 1
+    attack: FGSM | PGD,
+    problem: Problem,
+    epsilons: Sequence[float],
+    *,
+    refine: int = 3,
+    restarts: int = 1,
+    callback: Callback | None = None,
 ) -> Iterator[Rung]:
     """Attack at every radius, from large to small, yielding each as soon as it is known.
 
@@ -61,6 +67,8 @@ def ladder(
         Steps at each rung in between.
     restarts
         Random starts at the top; the strongest goes down.
+    callback
+        Told of every gradient step; returns ``False`` to stop, and the ladder ends where it is.
 
     Raises
     ------
@@ -70,11 +78,10 @@ def ladder(
     radii = sorted({float(e) for e in epsilons if e > 0}, reverse=True)
     if not radii:
         raise CeaseError("the ladder needs at least one ε above 0.")
-    rungs = (
-        _one_step(attack, problem, radii)
-        if isinstance(attack, FGSM)
-        else _descend(attack, problem, radii, refine, restarts)
-    )
+    if isinstance(attack, FGSM):
+        rungs = _one_step(attack, problem, radii)
+    else:
+        rungs = _descend(attack, problem, radii, refine, restarts, callback)
     best: dict[float, Rung] = {}
     for rung in rungs:
         best[rung.epsilon] = rung
@@ -94,7 +101,9 @@ def _one_step(attack: FGSM, problem: Problem, radii: list[float]) -> Iterator[Ru
         yield Rung(epsilon, best.result(problem, [clean[1], best.loss], epsilon, gradients=1), 1, 1)
 
 
-def _descend(attack: PGD, problem: Problem, radii: list[float], refine: int, restarts: int) -> Iterator[Rung]:
+def _descend(
+    attack: PGD, problem: Problem, radii: list[float], refine: int, restarts: int, callback: Callback | None
+) -> Iterator[Rung]:
     zero = torch.zeros_like(problem.images)
     clean = problem.look(zero)
     full = [i == 0 or e <= SMALL + 1e-9 for i, e in enumerate(radii)]
@@ -113,7 +122,7 @@ def _descend(attack: PGD, problem: Problem, radii: list[float], refine: int, res
         )
         steps = attack.steps if full[i] else refine
         for start in starts:
-            spent, _ = ascend(
+            spent, cancelled = ascend(
                 problem,
                 problem.clip(project(start, epsilon, attack.norm, problem.region)),
                 best,
@@ -123,8 +132,11 @@ def _descend(attack: PGD, problem: Problem, radii: list[float], refine: int, res
                 steps=steps,
                 # From a good start the steps refine, so they must be small beside the radius.
                 step_size=max(epsilon / 4, 2.5 * epsilon / steps) if i == 0 else epsilon / 4,
+                callback=callback,
             )
             done += spent
+            if cancelled:
+                return
         delta = best.delta
         yield Rung(epsilon, best.result(problem, trace, epsilon, gradients=done), done, total)
 

@@ -1,0 +1,161 @@
+"""``cease attack``: from paths and options to an attacked scan on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cease_core.attacks import ATTACKS, Attack, AttackResult, Step
+from cease_core.attacks.on_scan import Subject, pose_on_scan
+from cease_core.cli.epsilon import Epsilon, unit_name
+from cease_core.cli.outputs import Outcome, prepare_folder, write_outcome
+from cease_core.cli.progress import INTERRUPTED, interruptible, make_progress
+from cease_core.errors import CeaseError
+from cease_core.io import read_labels, read_scan
+from cease_core.models import find_model, load_model, prepare
+from cease_core.scan import Scan
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRequest:
+    """What was asked for, as it was written."""
+
+    scan: Path
+    model: str
+    out: Path
+    attack: str
+    epsilon: str
+    labels: Path | None
+    norm: str
+    loss: str
+    steps: int | None
+    slice_index: int | None
+    seed: int
+    device: str
+
+
+def run_attack(request: AttackRequest) -> int:
+    """Attack a scan, write the results and say what came out.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or 130 if Ctrl-C stopped the attack (its best so far is written then, too).
+
+    Raises
+    ------
+    CeaseError
+        If any input cannot be used; nothing has been written then.
+    """
+    epsilon = Epsilon.parse(request.epsilon)
+    attack = _build(request)
+    device = choose_device(request.device)
+    folder = find_model(request.model)
+    model = prepare(load_model(folder), device)
+    scan = read_scan(request.scan, volumes_as_channels=model.card.channels > 1)
+    labels = read_labels(request.labels, like=scan) if request.labels else None
+    if request.slice_index is not None and scan.ndim == 2:
+        raise CeaseError(f"{scan.name} is a single image without slices; leave out --slice.")
+    try:
+        subject = pose_on_scan(
+            model,
+            scan,
+            labels,
+            extent="volume" if request.slice_index is None else "slice",
+            index=request.slice_index or 0,
+            device=device,
+        )
+        attack = dataclasses.replace(attack, epsilon=epsilon.fraction(subject.window, scan))
+        prepare_folder(request.out)
+        began = time.monotonic()
+        result = _attack(attack, subject)
+        outcome = Outcome(
+            subject=subject,
+            card=model.card,
+            attack=attack,
+            result=result,
+            attack_name=request.attack.lower(),
+            epsilon_given=request.epsilon,
+            slice_index=request.slice_index,
+            device=str(device),
+            seconds=time.monotonic() - began,
+        )
+        report = write_outcome(outcome, request.out)
+    except torch.OutOfMemoryError as error:
+        raise CeaseError(
+            f"{scan.name} and {model.card.title} do not fit into the memory of {device}; "
+            "attack one slice with --slice, or use --device cpu."
+        ) from error
+    print(summary(report, scan))
+    print(f"Written to {request.out}: {', '.join(report['files'].values())}, result.json")
+    if result.cancelled:
+        print("Stopped by Ctrl-C: this is the strongest perturbation found until then.", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _build(request: AttackRequest) -> Attack:
+    name = request.attack.lower()
+    if name not in ATTACKS:
+        raise CeaseError(f"unknown attack {request.attack!r}; choose one of {', '.join(sorted(ATTACKS))}.")
+    options: dict[str, Any] = {"norm": request.norm, "loss": request.loss, "seed": request.seed}
+    if request.steps is not None:
+        if "steps" not in {f.name for f in dataclasses.fields(ATTACKS[name])}:
+            raise CeaseError(f"{name} takes a single step; leave out --steps, or choose --attack pgd.")
+        options["steps"] = request.steps
+    return ATTACKS[name](**options)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` takes a CUDA card if there is one.
+
+    Raises
+    ------
+    CeaseError
+        If torch has no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise CeaseError(
+            f"the device {name!r} is not available here; choose cpu, or run `cease doctor` to see what torch finds."
+        ) from error
+    return device
+
+
+def _attack(attack: Attack, subject: Subject) -> AttackResult:
+    with interruptible() as stopped, make_progress() as progress:
+        task = progress.add_task(type(attack).__name__, total=None, note="")
+
+        def show(step: Step) -> bool:
+            progress.update(task, completed=step.done, total=step.total, note=f"loss {step.loss.mean():.3f}")
+            return not stopped()
+
+        return attack.run(subject.problem(attack.loss), show)
+
+
+def summary(report: dict[str, Any], scan: Scan) -> str:
+    """The result in a few lines for the terminal."""
+    epsilon, distortion = report["epsilon"], report["distortion"]
+    lines = [
+        f"{report['model']['title']}: {scan.name}, {report['attack']['name']}, "
+        f"epsilon {epsilon['fraction']:.4f} of the window = {epsilon['in_unit']:.4g} {unit_name(scan)}",
+        *(
+            f"  {row['name']}: Dice {row['clean_dice']:.3f} -> {row['attacked_dice']:.3f} against {report['reference']}"
+            for row in report["classes"]
+        ),
+    ]
+    psnr = "identical images" if distortion["psnr"] is None else f"PSNR {distortion['psnr']:.1f} dB"
+    lines.append(
+        f"  {psnr}, SSIM {distortion['ssim']:.4f}; {report['gradients']} gradients in {report['seconds']:.1f} s"
+    )
+    return "\n".join(lines)

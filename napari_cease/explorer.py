@@ -1,0 +1,389 @@
+"""The explorer without its dock: listens to the session, runs the attacks, and lays out the results.
+
+Results are kept for every slice that was looked at, so a slider tick whose ε is known draws at once; one that
+is not yet known is answered by the worker with a preview. Drawing is paced: the newest tick is drawn when the
+event loop is free, and never more than one at a time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from napari.components import ViewerModel
+from napari.layers import Image, Labels
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from cease_core.errors import CeaseError
+from cease_core.models import ModelCard, SegmentationModel, load_model, prepare
+from cease_core.models.checkpoint import load_card
+from cease_core.scan import Scan, check_labels
+from napari_cease.geometry import scan_of_layer
+from napari_cease.jobs.exploration import (
+    SIDES,
+    Opened,
+    Progress,
+    Request,
+    Side,
+    View,
+    attack_volume,
+    explore,
+)
+from napari_cease.jobs.worker import Worker
+from napari_cease.layers import TITLES, Panes
+from napari_cease.session import LEVELS, ExplorerSession, Reference
+
+KEPT = 24
+"""Explorations (slice × settings) whose results stay in memory."""
+
+
+@lru_cache(maxsize=8)
+def _prepared(folder: Path, stamp: float) -> SegmentationModel:
+    del stamp  # part of the key: a model that was trained again is loaded again
+    return prepare(load_model(folder))
+
+
+def _loader(folder: Path) -> Callable[[], SegmentationModel]:
+    return lambda: _prepared(folder, (folder / "model.safetensors").stat().st_mtime if folder.is_dir() else 0.0)
+
+
+@dataclass
+class Results:
+    """What is known about one slice (or volume) under one choice of settings; ε counted in 1/255."""
+
+    opened: dict[Side, Opened] = field(default_factory=dict)
+    views: dict[tuple[Side, int], View] = field(default_factory=dict)
+    complete: bool = False
+
+    def curve(self, side: Side) -> tuple[list[int], list[float]]:
+        """Levels and Dice of the ladder's own results, from 0 up."""
+        points = [(level, v.dice) for (s, level), v in self.views.items() if s == side and not v.preview]
+        if side in self.opened:
+            points.append((0, self.opened[side].dice))
+        points.sort()
+        return [p[0] for p in points], [p[1] for p in points]
+
+
+class Explorer(QObject):
+    """Joins a session to a viewer.
+
+    Parameters
+    ----------
+    viewer
+        Where the layers live.
+    session
+        What to show; listened to, and written when the viewer's slice changes.
+    """
+
+    refreshed = Signal()
+    """The figures of the present ε, or the curve, have changed."""
+    progressed = Signal(int, int)
+    drawn = Signal()
+    """The panes were given the newest results."""
+    failed = Signal(str)
+    busy = Signal(bool)
+
+    def __init__(self, viewer: ViewerModel, session: ExplorerSession, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.viewer = viewer
+        self.session = session
+        self.panes = Panes(viewer)
+        self.worker = Worker(self)
+        self.worker.event.connect(self._on_event)
+        self.worker.failed.connect(self._on_failed)
+        self.worker.finished.connect(self._on_finished)
+        self._scan_layer: Image | None = None
+        self._labels_layer: Labels | None = None
+        self._known: OrderedDict[tuple[Any, ...], Results] = OrderedDict()
+        self._volumes: dict[tuple[Any, ...], Results] = {}
+        self._running: tuple[Any, ...] | None = None
+        self._volume_running: tuple[Any, ...] | None = None
+        self._wanted: int | None = None
+        self._draw = _single_shot(self, self.draw)
+        # Typing in a field or scrolling through slices should not start an attack for every value on the way.
+        self._restart = _single_shot(self, self.explore, 60)
+        events = session.events
+        for name in ("attack", "norm", "loss", "steps", "top"):
+            getattr(events, name).connect(self._restart.start)
+        for name in ("gain", "show_perturbation", "show_adversarial"):
+            getattr(events, name).connect(self._draw.start)
+        events.index.connect(self._on_index)
+        events.level.connect(self._on_level)
+        for name in ("undefended", "defended", "side_by_side"):
+            getattr(events, name).connect(self._relayout)
+        viewer.dims.events.current_step.connect(self._on_step)
+
+    # --- choosing -------------------------------------------------------------------------------------------
+
+    def choose(self, scan_layer: Image | None, labels_layer: Labels | None) -> None:
+        """Explore the scan of a layer, judged by a labels layer (None: the model's own clean mask).
+
+        Raises
+        ------
+        CeaseError
+            If the layers cannot be used; then nothing changes.
+        """
+        if scan_layer is None:
+            self.stop()
+            self.session.scan = None
+            self.panes.close()
+            return
+        scan = scan_of_layer(scan_layer)
+        reference = None
+        if labels_layer is not None:
+            reference = Reference(labels_layer.name, check_labels(labels_layer.data, scan, labels_layer.name))
+        self._scan_layer, self._labels_layer = scan_layer, labels_layer
+        if scan is not self.session.scan or reference is not None or self.session.reference is not None:
+            self._known.clear()
+            self._volumes.clear()
+        self.session.reference = reference
+        self.session.scan = scan
+        if scan.ndim == 3:
+            self.session.index = min(self._step(), scan.shape[0] - 1)
+        else:
+            self.session.index = 0
+        self._relayout()
+
+    def cards(self) -> dict[Side, ModelCard]:
+        """Cards of the chosen models."""
+        chosen: dict[Side, Path | None] = {"undefended": self.session.undefended, "defended": self.session.defended}
+        return {side: load_card(folder) for side, folder in chosen.items() if folder is not None}
+
+    def _relayout(self) -> None:
+        if self.session.scan is None or self._scan_layer is None:
+            return
+        try:
+            self.panes.open(
+                self.session.scan,
+                self._scan_layer,
+                self._labels_layer,
+                self.cards(),
+                split=self.session.side_by_side,
+            )
+        except CeaseError as error:
+            self.failed.emit(str(error))
+            return
+        self.explore()
+
+    # --- computing ------------------------------------------------------------------------------------------
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What the present results depend on, besides ε."""
+        s = self.session
+        return (s.undefended, s.defended, s.attack, s.norm, s.loss, s.steps, s.top, s.index)
+
+    @property
+    def results(self) -> Results:
+        """What is known at the present settings."""
+        return self._known.get(self.key, _NOTHING)
+
+    def view(self, side: Side) -> View | None:
+        """The result at the present ε: of the whole volume if it was attacked, else of the slice."""
+        return self._shown(side)[0]
+
+    def explore(self) -> None:
+        """Start (or go on) attacking the present slice at every ε."""
+        s = self.session
+        if s.scan is None or (s.undefended is None and s.defended is None):
+            return
+        key = self.key
+        if key == self._running:
+            return
+        results = self._known.pop(key, None) or Results()
+        self._known[key] = results
+        while len(self._known) > KEPT:
+            self._known.popitem(last=False)
+        self._volume_running = None
+        if not results.complete:
+            results.views = {k: v for k, v in results.views.items() if not v.preview}
+            request = self._request(tuple(level / LEVELS for level in range(1, s.top + 1)), whole=False)
+            self._wanted = None
+            self._running = key
+            self.worker.submit(lambda emit, stopped: explore(request, emit, self._wants, stopped))
+            self.busy.emit(True)
+        else:
+            self._running = None
+            self.worker.submit(lambda emit, stopped: None)
+        self._on_level()
+
+    def attack_volume(self) -> None:
+        """Attack the whole scan at the present ε, in the background."""
+        s = self.session
+        if s.scan is None or s.level == 0 or (s.undefended is None and s.defended is None):
+            return
+        key = (*self.key[:-1], s.level)
+        self._volumes[key] = Results()
+        self._volume_running, self._running = key, None
+        request = self._request((), whole=True)
+        self.worker.submit(lambda emit, stopped: attack_volume(request, emit, stopped))
+        self.busy.emit(True)
+
+    def cancel(self) -> None:
+        """Stop what is running and keep the best so far."""
+        self.worker.cancel()
+
+    def stop(self) -> None:
+        """Stop what is running and drop what it would still say."""
+        self._running = self._volume_running = None
+        self.worker.submit(lambda emit, stopped: None)
+        self.busy.emit(False)
+
+    def close(self) -> bool:
+        """End the thread and remove our layers; returns whether the thread has ended."""
+        self.viewer.dims.events.current_step.disconnect(self._on_step)
+        self._draw.stop()
+        self._restart.stop()
+        ended = self.worker.shutdown()
+        self.panes.close()
+        return ended
+
+    def _request(self, epsilons: tuple[float, ...], *, whole: bool) -> Request:
+        s = self.session
+        assert s.scan is not None
+        folders: dict[Side, Path | None] = {"undefended": s.undefended, "defended": s.defended}
+        return Request(
+            scan=s.scan,
+            labels=s.reference.labels if s.reference else None,
+            models={side: _loader(f) for side, f in folders.items() if f is not None},
+            attack=s.make_attack(),
+            epsilons=epsilons,
+            extent="volume" if whole else "slice",
+            index=s.index,
+        )
+
+    def _wants(self) -> float | None:
+        level = self._wanted
+        return None if level is None else level / LEVELS
+
+    def _on_event(self, generation: int, event: object) -> None:
+        if generation != self.worker.generation:
+            return
+        results = self._known.get(self._running or ()) or self._volumes.get(self._volume_running or ())
+        if results is None:
+            return
+        if isinstance(event, Opened):
+            results.opened[event.side] = event
+            self.panes.set_window_width(event.side, event.window.width)
+        elif isinstance(event, Progress):
+            self.progressed.emit(event.done, event.total)
+            return
+        elif isinstance(event, View):
+            level = round(event.epsilon * LEVELS)
+            old = results.views.get((event.side, level))
+            if event.preview and old is not None and not old.preview:
+                return
+            results.views[(event.side, level)] = event
+            if level != self.session.level:
+                self.refreshed.emit()
+                return
+        self._draw.start()
+
+    def _on_failed(self, generation: int, sentence: str) -> None:
+        if generation == self.worker.generation:
+            self._running = self._volume_running = None
+            self.failed.emit(sentence)
+
+    def _on_finished(self, generation: int) -> None:
+        if generation != self.worker.generation:
+            return
+        if self._running is not None and self._running in self._known:
+            self._known[self._running].complete = self._all_known(self._known[self._running])
+        self._running = None
+        self._volume_running = None
+        self.busy.emit(False)
+        self._draw.start()
+
+    def _all_known(self, results: Results) -> bool:
+        levels = range(1, self.session.top + 1)
+        return all((side, level) in results.views for side in results.opened for level in levels)
+
+    # --- drawing --------------------------------------------------------------------------------------------
+
+    def _on_level(self) -> None:
+        level = self.session.level
+        known = all((side, level) in self.results.views for side in self.cards_chosen())
+        self._wanted = None if known or level == 0 else level
+        self._draw.start()
+
+    def cards_chosen(self) -> list[Side]:
+        """Sides that have a model."""
+        return [side for side in SIDES if getattr(self.session, side) is not None]
+
+    def _shown(self, side: Side) -> tuple[View | None, Opened | None]:
+        s = self.session
+        whole = self._volumes.get((*self.key[:-1], s.level))
+        if whole is not None and (side, s.level) in whole.views:
+            return whole.views[(side, s.level)], whole.opened[side]
+        results = self.results
+        opened = results.opened.get(side)
+        if s.level == 0 and opened is not None:
+            return _clean_view(side, opened, s.scan), opened
+        return results.views.get((side, s.level)), opened
+
+    def opened(self, side: Side) -> Opened | None:
+        """The clean answer that the present result is compared with."""
+        return self._shown(side)[1]
+
+    def draw(self) -> None:
+        """Give the panes what is known at the present ε; what is not known yet keeps the last picture."""
+        s = self.session
+        for side in self.cards_chosen():
+            view, opened = self._shown(side)
+            if view is None or opened is None:
+                continue
+            self.panes.show(
+                view,
+                opened.place,
+                limit=s.top / LEVELS / s.gain,
+                adversarial=s.show_adversarial,
+                title=self.title(side, view),
+            )
+        self.panes.set_visible("perturbation", s.show_perturbation)
+        self.panes.set_visible("adversarial", s.show_adversarial)
+        self.refreshed.emit()
+        self.drawn.emit()
+
+    def title(self, side: Side, view: View) -> str:
+        """Name of the mask layer: what it is, at which ε, and how good it is."""
+        mark = " (preview)" if view.preview else ""
+        return f"{TITLES[side]} · ε {self.session.level}/255 · Dice {view.dice:.2f}{mark}"
+
+    # --- the viewer's slice ---------------------------------------------------------------------------------
+
+    def _step(self) -> int:
+        dims = self.viewer.dims
+        axis = dims.ndim - 3
+        return int(dims.current_step[axis]) if axis >= 0 else 0
+
+    def _on_step(self) -> None:
+        scan = self.session.scan
+        if scan is not None and scan.ndim == 3:
+            self.session.index = min(max(self._step(), 0), scan.shape[0] - 1)
+
+    def _on_index(self) -> None:
+        self._restart.start()
+
+
+_NOTHING = Results()
+
+
+def _clean_view(side: Side, opened: Opened, scan: Scan | None) -> View:
+    from cease_core.evaluation import Distortion
+
+    channels = scan.channels if scan is not None else 1
+    zero = np.zeros((channels, *opened.mask.shape), np.float32)
+    return View(side, 0.0, opened.mask, zero, opened.dice, Distortion(0.0, 0.0, float("inf"), 1.0), False)
+
+
+def _single_shot(parent: QObject, slot: Callable[[], None], milliseconds: int = 0) -> QTimer:
+    timer = QTimer(parent)
+    timer.setSingleShot(True)
+    timer.setInterval(milliseconds)
+    timer.timeout.connect(slot)
+    return timer

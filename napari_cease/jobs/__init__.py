@@ -1,0 +1,1 @@
+"""Work that the window waits for without freezing."""

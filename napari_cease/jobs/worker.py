@@ -1,0 +1,86 @@
+"""One background thread on which the newest job wins."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from qtpy.QtCore import QObject, Signal
+
+from cease_core.errors import CeaseError
+
+log = logging.getLogger(__name__)
+
+Job = Callable[[Callable[[object], None], Callable[[], bool]], None]
+"""Called as ``job(emit, stopped)``: emits events, and returns soon after ``stopped()`` turns true."""
+
+
+class Worker(QObject):
+    """Runs jobs one after the other; submitting one stops the one that is running.
+
+    Events reach the GUI thread through queued signals, each with the generation that `submit` returned, so
+    that whatever an overtaken job still says can be told apart and dropped.
+    """
+
+    event = Signal(int, object)
+    failed = Signal(int, str)
+    finished = Signal(int)
+
+    def __init__(self, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._condition = threading.Condition()
+        self._pending: tuple[int, Job, threading.Event] | None = None
+        self._stop = threading.Event()
+        self._closing = False
+        self.generation = 0
+        self._thread = threading.Thread(target=self._loop, name="cease-worker", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> int:
+        """Run ``job`` as soon as the present one has stopped; returns its generation."""
+        with self._condition:
+            self.generation += 1
+            self._stop.set()
+            self._stop = threading.Event()
+            self._pending = (self.generation, job, self._stop)
+            self._condition.notify()
+            return self.generation
+
+    def cancel(self) -> None:
+        """Ask the running job to stop; its events up to there still arrive."""
+        with self._condition:
+            self._stop.set()
+
+    def shutdown(self, seconds: float = 10.0) -> bool:
+        """Stop everything and wait for the thread; returns whether it has ended."""
+        with self._condition:
+            self._closing = True
+            self._pending = None
+            self._stop.set()
+            self._condition.notify()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _loop(self) -> None:
+        while True:
+            with self._condition:
+                while self._pending is None and not self._closing:
+                    self._condition.wait()
+                if self._closing or self._pending is None:
+                    return
+                generation, job, stop = self._pending
+                self._pending = None
+            try:
+                job(lambda e, g=generation: self._say(self.event, g, e), stop.is_set)  # type: ignore[misc]
+            except CeaseError as error:
+                self._say(self.failed, generation, str(error))
+            except Exception as error:
+                log.exception("a job failed")
+                self._say(self.failed, generation, f"The attack stopped on an unexpected error: {error!r}.")
+            self._say(self.finished, generation)
+
+    def _say(self, signal: Signal, *values: object) -> None:
+        # After shutdown the receiver may be gone together with the window.
+        if not self._closing:
+            signal.emit(*values)

@@ -1,0 +1,1 @@
+"""The docks: thin, bound to session fields."""

@@ -1,0 +1,484 @@
+"""The attack explorer's dock: choose, drag ε, watch.
+
+This module keeps its annotations as objects, since napari looks at them to hand over the viewer.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import napari
+from magicgui.widgets import ComboBox, SpinBox
+from napari.layers import Image, Labels
+from napari.utils.notifications import show_error, show_info
+from napari.utils.theme import get_theme
+from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtGui import QFont
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QFormLayout,
+    QFrame,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QScrollArea,
+    QSizePolicy,
+    QSlider,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QLabeledDoubleSlider
+
+from cease_core.attacks import LOSSES
+from cease_core.errors import CeaseError
+from cease_core.models import ModelCard, available_models
+from cease_core.models.checkpoint import load_card
+from napari_cease.explorer import Explorer
+from napari_cease.jobs.exploration import SIDES, Side
+from napari_cease.layers import TITLES, role_of
+from napari_cease.session import ExplorerSession
+from napari_cease.widgets.curve import COLOURS, DiceCurve
+
+ATTACK_TITLES = {"pgd": "PGD (many steps)", "fgsm": "FGSM (one step)"}
+NORM_TITLES = {"linf": "ℓ∞ (largest change)", "l2": "ℓ2 (root mean square)"}
+LOSS_TITLES = {
+    "dice_ce": "Dice + cross-entropy",
+    "soft_dice": "soft Dice",
+    "masked_ce": "masked, balanced cross-entropy",
+    "cross_entropy": "cross-entropy",
+}
+OWN_MASK = "the model's own clean mask"
+NO_MODEL = "none"
+
+
+class AttackExplorer(QScrollArea):
+    """Drag ε and watch two models segment the same attacked scan.
+
+    Parameters
+    ----------
+    napari_viewer
+        Given by napari.
+    """
+
+    def __init__(self, napari_viewer: "napari.viewer.Viewer") -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.session = ExplorerSession()
+        self.explorer = Explorer(napari_viewer, self.session, self)
+        self._closed = False
+        self._filling = False
+        self._build()
+        self._connect()
+        self._refill()
+        self._on_theme()
+
+    # --- what it is made of ---------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setMinimumWidth(350)
+        body = QWidget()
+        self.setWidget(body)
+        column = QVBoxLayout(body)
+        column.setContentsMargins(8, 6, 8, 6)
+        column.setSpacing(7)
+
+        self.scan = _combo("The image layer that is attacked")
+        self.labels = _combo("The mask that both models are judged by; without one, each model's own clean mask")
+        self.models: dict[Side, ComboBox] = {
+            "undefended": _combo("A model trained as usual"),
+            "defended": _combo("A model trained to hold, attacked in its own right at the same ε"),
+        }
+        self.attack = _combo("How the perturbation is searched")
+        self.norm = _combo("What ε bounds: the largest change of any value, or the root mean square over all")
+        self.loss = _combo("What the attack drives up; soft Dice terms break masks that cross-entropy leaves whole")
+        self.steps = SpinBox(value=self.session.steps, min=1, max=1000, tooltip="Gradient steps at the largest ε")
+        self.top = SpinBox(value=self.session.top, min=1, max=64, tooltip="Right end of the ε slider, in 1/255")
+        self.attack.choices = [(t, k) for k, t in ATTACK_TITLES.items()]
+        self.norm.choices = [(t, k) for k, t in NORM_TITLES.items()]
+        self.loss.choices = [(LOSS_TITLES[k], k) for k in LOSSES]
+        form = QFormLayout()
+        form.setSpacing(4)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form.addRow("Scan", self.scan.native)
+        form.addRow("Reference", self.labels.native)
+        form.addRow("Undefended", self.models["undefended"].native)
+        form.addRow("Defended", self.models["defended"].native)
+        form.addRow(_rule())
+        form.addRow("Attack", self.attack.native)
+        form.addRow("Norm", self.norm.native)
+        form.addRow("Ascends", self.loss.native)
+        pair = QHBoxLayout()
+        pair.addWidget(self.steps.native)
+        pair.addSpacing(8)
+        pair.addWidget(QLabel("ε up to"))
+        pair.addWidget(self.top.native)
+        form.addRow("Steps", pair)
+        column.addLayout(form)
+        column.addWidget(_rule())
+
+        self.epsilon_text = QLabel("ε = 0")
+        font = QFont(self.epsilon_text.font())
+        font.setPointSizeF(font.pointSizeF() * 1.25)
+        font.setBold(True)
+        self.epsilon_text.setFont(font)
+        self.slider = QSlider(Qt.Orientation.Horizontal)
+        self.slider.setRange(0, self.session.top)
+        self.slider.setPageStep(1)
+        self.slider.setTickPosition(QSlider.TickPosition.TicksBelow)
+        self.slider.setTickInterval(1)
+        self.slider.setToolTip("Strength of the attack. Arrow keys move it by 1/255")
+        column.addWidget(self.epsilon_text)
+        column.addWidget(self.slider)
+
+        self.note = QLabel()
+        self.note.setWordWrap(True)
+        column.addWidget(self.note)
+        column.addLayout(self._build_readout())
+        self.curve = DiceCurve()
+        self.curve.set_top(self.session.top)
+        column.addWidget(self.curve)
+
+        self.perturbation = QCheckBox("Perturbation map")
+        self.perturbation.setToolTip("Blue darkens the scan, red brightens it; transparent where nothing changes")
+        self.perturbation.setChecked(self.session.show_perturbation)
+        self.gain = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
+        self.gain.setRange(0.25, 8)
+        self.gain.setValue(self.session.gain)
+        self.gain.setDecimals(1)
+        self.gain.setToolTip("Contrast of the perturbation map")
+        self.adversarial = QCheckBox("Adversarial scan")
+        self.adversarial.setToolTip("Show the attacked intensities instead of the clean ones")
+        self.split = QCheckBox("Side by side")
+        self.split.setToolTip("Undefended left, defended right; otherwise both masks lie over one scan")
+        self.split.setChecked(self.session.side_by_side)
+        shown = QGridLayout()
+        shown.setSpacing(4)
+        shown.addWidget(self.perturbation, 0, 0)
+        gain = QHBoxLayout()
+        gain.addWidget(QLabel("gain"))
+        gain.addWidget(self.gain)
+        shown.addLayout(gain, 0, 1)
+        shown.addWidget(self.adversarial, 1, 0)
+        shown.addWidget(self.split, 1, 1)
+        shown.setColumnStretch(1, 1)
+        column.addLayout(shown)
+
+        self.whole = QPushButton("Attack the whole volume")
+        self.whole.setToolTip("All slices at the present ε, with the full number of steps")
+        self.cancel = QPushButton("Cancel")
+        self.cancel.setToolTip("Stop and keep the strongest perturbation found so far")
+        self.progress = QProgressBar()
+        self.progress.setTextVisible(True)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.whole, 2)
+        buttons.addWidget(self.cancel, 1)
+        column.addLayout(buttons)
+        column.addWidget(self.progress)
+        column.addStretch(1)
+        self.cancel.setEnabled(False)
+        self._idle()
+
+    def _build_readout(self) -> QGridLayout:
+        grid = QGridLayout()
+        grid.setHorizontalSpacing(10)
+        grid.setVerticalSpacing(2)
+        self.figures: dict[tuple[str, Side], QLabel] = {}
+        for column, side in enumerate(SIDES, start=1):
+            head = QLabel(f"<b style='color:{COLOURS[side]}'>{TITLES[side]}</b>")
+            head.setAlignment(Qt.AlignmentFlag.AlignRight)
+            grid.addWidget(head, 0, column)
+        rows = {
+            "clean": ("Dice, clean", "Overlap of the model's mask with the reference, without attack"),
+            "dice": ("Dice, attacked", "Overlap under the attack at the present ε"),
+            "linf": ("‖δ‖∞", "Largest change of any value"),
+            "psnr": ("PSNR", "Peak signal-to-noise ratio of the attacked scan; the window is the peak"),
+            "ssim": ("SSIM", "Structural similarity of the attacked and the clean scan"),
+        }
+        for row, (key, (title, tip)) in enumerate(rows.items(), start=1):
+            label = QLabel(title)
+            label.setToolTip(tip)
+            grid.addWidget(label, row, 0)
+            for column, side in enumerate(SIDES, start=1):
+                value = QLabel("–")
+                value.setAlignment(Qt.AlignmentFlag.AlignRight)
+                value.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+                self.figures[key, side] = value
+                grid.addWidget(value, row, column)
+        return grid
+
+    # --- wiring ---------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        s = self.session
+        self.scan.changed.connect(self._on_chosen)
+        self.labels.changed.connect(self._on_chosen)
+        for side, box in self.models.items():
+            box.changed.connect(lambda folder, side=side: self._set(side, None if folder == NO_MODEL else folder))
+        for name in ("attack", "norm", "loss", "steps"):
+            getattr(self, name).changed.connect(lambda value, name=name: self._set(name, value))
+        self.top.changed.connect(lambda value: self._set("top", value))
+        self.slider.valueChanged.connect(lambda value: self._set("level", value))
+        self.curve.level_clicked.connect(self.slider.setValue)
+        self.perturbation.toggled.connect(lambda on: self._set("show_perturbation", on))
+        self.adversarial.toggled.connect(lambda on: self._set("show_adversarial", on))
+        self.split.toggled.connect(lambda on: self._set("side_by_side", on))
+        self.gain.valueChanged.connect(lambda value: self._set("gain", float(value)))
+        self.whole.clicked.connect(self._attack_volume)
+        self.cancel.clicked.connect(self.explorer.cancel)
+        s.events.level.connect(self._on_level)
+        s.events.top.connect(self._on_top)
+        s.events.scan.connect(self._on_level)
+        e = self.explorer
+        e.refreshed.connect(self._on_refreshed)
+        e.progressed.connect(self._on_progress)
+        e.failed.connect(self._on_failed)
+        e.busy.connect(self._on_busy)
+        layers = self.viewer.layers.events
+        for event in (layers.inserted, layers.removed, layers.reordered):
+            event.connect(self._on_layers)
+        self.viewer.events.theme.connect(self._on_theme)
+        # napari neither closes nor destroys a removed dock at once: the window's own events are watched too.
+        self.viewer.window._qt_window.installEventFilter(self)
+        self.destroyed.connect(lambda worker=self.explorer.worker: worker.shutdown(0))
+
+    def _set(self, name: str, value: Any) -> None:
+        if not self._filling:
+            setattr(self.session, name, value)
+
+    # --- the choices ----------------------------------------------------------------------------------------
+
+    def _on_layers(self, event: Any = None) -> None:
+        layer = getattr(event, "value", None)
+        if layer is not None and role_of(layer)[0] not in (None, "scan", "labels"):
+            return
+        self._refill()
+
+    def _refill(self) -> None:
+        """Offer the viewer's layers; keep what was chosen, or take the first scan that appears."""
+        images = [x for x in self.viewer.layers if isinstance(x, Image) and role_of(x)[0] in (None, "scan")]
+        masks = [x for x in self.viewer.layers if isinstance(x, Labels) and role_of(x)[0] in (None, "labels")]
+        before = self.scan.value
+        self._filling = True
+        self.scan.choices = [(x.name, x) for x in images]
+        chosen_mask = self.labels.value
+        self.labels.choices = [(OWN_MASK, None), *((x.name, x) for x in masks)]
+        if before in images:
+            self.scan.value = before
+        if chosen_mask in masks:
+            self.labels.value = chosen_mask
+        self._filling = False
+        if self.scan.value is not before or (chosen_mask is not None and chosen_mask not in masks):
+            self._on_chosen()
+
+    def _on_chosen(self, _: Any = None) -> None:
+        if self._filling:
+            return
+        try:
+            self.explorer.choose(self.scan.value, self.labels.value)
+        except CeaseError as error:
+            show_error(str(error))
+        self._refill_models()
+        self._on_refreshed()
+
+    def _refill_models(self) -> None:
+        """Offer the models that take such a scan; keep what is chosen where it still fits."""
+        scan = self.session.scan
+        fitting: dict[Path, ModelCard] = {}
+        if scan is not None:
+            for folder, card in available_models().items():
+                if card.channels == scan.channels and card.ndim <= scan.ndim:
+                    fitting[folder] = card
+        for side in SIDES:
+            now = getattr(self.session, side)
+            if now is not None and now not in fitting and now.is_dir():
+                fitting[now] = load_card(now)
+        self._filling = True
+        for side, box in self.models.items():
+            now = getattr(self.session, side)
+            box.choices = [(NO_MODEL, NO_MODEL), *((card.title, folder) for folder, card in fitting.items())]
+            box.value = now if now in fitting else NO_MODEL
+        self._filling = False
+
+    def choose(
+        self, scan: Image, labels: Labels | None = None, undefended: Path | None = None, defended: Path | None = None
+    ) -> None:
+        """Open a scan with models; what a user would do by hand in the four boxes."""
+        for side, folder in (("undefended", undefended), ("defended", defended)):
+            # Set before the scan: the panes are then laid out once.
+            setattr(self.session, side, folder)
+        self._filling = True
+        self._refill_choices_only()
+        self.scan.value = scan
+        self.labels.value = labels
+        self._filling = False
+        self._on_chosen()
+
+    def _refill_choices_only(self) -> None:
+        images = [x for x in self.viewer.layers if isinstance(x, Image) and role_of(x)[0] in (None, "scan")]
+        masks = [x for x in self.viewer.layers if isinstance(x, Labels) and role_of(x)[0] in (None, "labels")]
+        self.scan.choices = [(x.name, x) for x in images]
+        self.labels.choices = [(OWN_MASK, None), *((x.name, x) for x in masks)]
+
+    # --- what is shown --------------------------------------------------------------------------------------
+
+    def _on_level(self) -> None:
+        s = self.session
+        if self.slider.value() != s.level:
+            self.slider.setValue(s.level)
+        self.curve.cursor_line.setValue(s.level)
+        if s.level == 0:
+            self.epsilon_text.setText("ε = 0 (clean)")
+            return
+        text = f"ε = {s.level}/255"
+        opened = self.explorer.results.opened
+        if s.scan is not None and opened:
+            width = next(iter(opened.values())).window.width
+            text += f"  =  {in_unit(s.epsilon * width, s.scan.unit)}"
+        self.epsilon_text.setText(text)
+
+    def _on_top(self, top: int) -> None:
+        self.slider.setRange(0, top)
+        self.curve.set_top(top)
+        if self.session.level > top:
+            self.session.level = top
+
+    def _on_refreshed(self) -> None:
+        self._on_level()
+        scan = self.session.scan
+        preview = False
+        for side in SIDES:
+            view, opened = self.explorer.view(side), self.explorer.opened(side)
+            values = dict.fromkeys(("clean", "dice", "linf", "psnr", "ssim"), "–")
+            if opened is not None:
+                values["clean"] = f"{opened.dice:.3f}"
+            if view is not None and opened is not None and scan is not None:
+                d = view.distortion
+                preview |= view.preview
+                values["dice"] = f"{view.dice:.3f}"
+                values["linf"] = in_unit(d.linf * opened.window.width, scan.unit)
+                values["psnr"] = "∞" if math.isinf(d.psnr) else f"{d.psnr:.1f} dB"
+                values["ssim"] = f"{d.ssim:.3f}"
+            for key, text in values.items():
+                self.figures[key, side].setText(text)
+            self.curve.lines[side].setData(*self.explorer.results.curve(side))
+        self.note.setText(self._note(preview))
+
+    def _note(self, preview: bool) -> str:
+        scan, s = self.session.scan, self.session
+        if scan is None:
+            return "Open a scan (File › Open File, or File › Open Sample › napari-cease) and choose it above."
+        if s.undefended is None and s.defended is None:
+            return "Choose a model: its mask appears over the scan."
+        parts = []
+        part = next(iter(self.explorer.results.opened.values()), None)
+        whole = any(
+            (v := self.explorer.view(side)) is not None and v.mask.ndim == 3 and v.mask.shape == scan.shape
+            for side in SIDES
+        )
+        if scan.ndim == 3 and part is not None:
+            if whole:
+                parts.append("Whole volume under attack.")
+            elif isinstance(part.place[0], int):
+                parts.append(f"Slice {part.place[0]} of {scan.shape[0]} under attack.")
+            else:
+                parts.append(f"Slices {part.place[0].start} to {part.place[0].stop - 1} under attack.")
+        if part is not None and part.reference == "clean mask":
+            parts.append("No reference: Dice is the agreement with each model's own clean mask.")
+        if preview:
+            parts.append("<b>Preview</b>: the full attack at this ε is on its way.")
+        return " ".join(parts)
+
+    def _on_progress(self, done: int, total: int) -> None:
+        self.progress.setRange(0, total)
+        self.progress.setValue(done)
+        self.progress.setFormat("gradient step %v of %m")
+
+    def _on_busy(self, busy: bool) -> None:
+        self.cancel.setEnabled(busy)
+        if busy:
+            self.progress.setRange(0, 0)
+            self.progress.setFormat("loading the models")
+        else:
+            self._idle()
+
+    def _idle(self) -> None:
+        self.progress.setRange(0, 1)
+        self.progress.setValue(0)
+        self.progress.setFormat("idle")
+        scan = self.session.scan
+        self.whole.setEnabled(scan is not None and scan.ndim == 3)
+        self.whole.setVisible(scan is None or scan.ndim == 3)
+
+    def _on_failed(self, sentence: str) -> None:
+        show_error(sentence)
+        self._on_busy(False)
+
+    def _attack_volume(self) -> None:
+        if self.session.level == 0:
+            show_info("At ε = 0 there is nothing to attack; move the slider to the right first.")
+            return
+        self.explorer.attack_volume()
+
+    def _on_theme(self, _: Any = None) -> None:
+        self.curve.set_colour(get_theme(self.viewer.theme).text.as_hex())
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Stop the work and take our layers away; safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self.viewer.window._qt_window.removeEventFilter(self)
+        for event in (
+            self.viewer.layers.events.inserted,
+            self.viewer.layers.events.removed,
+            self.viewer.layers.events.reordered,
+        ):
+            event.disconnect(self._on_layers)
+        self.viewer.events.theme.disconnect(self._on_theme)
+        self.explorer.close()
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Watch the main window for its end."""
+        if event is not None and event.type() == QEvent.Type.Close:
+            self.explorer.worker.cancel()
+        return bool(super().eventFilter(watched, event))
+
+    def event(self, event: QEvent | None) -> bool:
+        """A dock that loses its parent has been removed."""
+        if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None and self.isHidden():
+            self.shutdown()
+        return bool(super().event(event))
+
+    def closeEvent(self, event: Any) -> None:
+        """Closed as a window of its own."""
+        self.shutdown()
+        super().closeEvent(event)
+
+
+def in_unit(value: float, unit: str) -> str:
+    """A change of intensity in words: ``8.0 grey levels``, ``12.5 HU``."""
+    name = {"8-bit": "grey levels"}.get(unit, unit)
+    digits = 1 if value >= 1 or value == 0 else 3
+    return f"{value:.{digits}f} {name}"
+
+
+def _combo(tooltip: str) -> ComboBox:
+    box = ComboBox(tooltip=tooltip)
+    box.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+    box.native.setMinimumWidth(120)
+    return box
+
+
+def _rule() -> QFrame:
+    line = QFrame()
+    line.setFrameShape(QFrame.Shape.HLine)
+    line.setFixedHeight(1)
+    line.setStyleSheet("background: palette(mid)")
+    return line
