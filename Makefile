@@ -56,5 +56,5 @@ $(STAMP): pyproject.toml
 		exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || sh scripts/virtual_environment.sh $(PYTHON) $(VENV)
 	@echo "Installing into $(VENV); the first time this takes some minutes."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@

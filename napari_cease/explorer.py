@@ -105,14 +105,17 @@ class Explorer(QObject):
         self._volume_running: tuple[Any, ...] | None = None
         self._wanted: int | None = None
         self._draw = _single_shot(self, self.draw)
+        # A repaint composes the whole window with its canvas: figures and progress come ten times a second.
+        self._tell = _single_shot(self, self._tell_now, 100)
+        self._progress: Progress | None = None
         # Typing in a field or scrolling through slices should not start an attack for every value on the way.
         self._restart = _single_shot(self, self.explore, 60)
         events = session.events
         for name in ("attack", "norm", "loss", "steps", "top"):
-            getattr(events, name).connect(self._restart.start)
+            getattr(events, name).connect(self._explore_soon)
         for name in ("gain", "show_perturbation", "show_adversarial"):
-            getattr(events, name).connect(self._draw.start)
-        events.index.connect(self._on_index)
+            getattr(events, name).connect(self._draw_soon)
+        events.index.connect(self._explore_soon)
         events.level.connect(self._on_level)
         for name in ("undefended", "defended", "side_by_side"):
             getattr(events, name).connect(self._relayout)
@@ -120,8 +123,18 @@ class Explorer(QObject):
 
     # --- choosing -------------------------------------------------------------------------------------------
 
-    def choose(self, scan_layer: Image | None, labels_layer: Labels | None) -> None:
+    def choose(
+        self,
+        scan_layer: Image | None,
+        labels_layer: Labels | None,
+        models: dict[Side, Path | None] | None = None,
+    ) -> None:
         """Explore the scan of a layer, judged by a labels layer (None: the model's own clean mask).
+
+        Parameters
+        ----------
+        models
+            Model folders to choose at the same time.
 
         Raises
         ------
@@ -138,9 +151,15 @@ class Explorer(QObject):
         if labels_layer is not None:
             reference = Reference(labels_layer.name, check_labels(labels_layer.data, scan, labels_layer.name))
         self._scan_layer, self._labels_layer = scan_layer, labels_layer
+        if models is not None:
+            # Silently: the panes are laid out once, below.
+            with self.session.events.blocked():
+                for side, folder in models.items():
+                    setattr(self.session, side, folder)
         if scan is not self.session.scan or reference is not None or self.session.reference is not None:
             self._known.clear()
             self._volumes.clear()
+            self._running = self._volume_running = None
         self.session.reference = reference
         self.session.scan = scan
         if scan.ndim == 3:
@@ -186,6 +205,12 @@ class Explorer(QObject):
     def view(self, side: Side) -> View | None:
         """The result at the present ε: of the whole volume if it was attacked, else of the slice."""
         return self._shown(side)[0]
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing runs, waits or remains to be drawn."""
+        waiting = any(timer.isActive() for timer in (self._restart, self._draw, self._tell))
+        return self._running is None and self._volume_running is None and not waiting
 
     def explore(self) -> None:
         """Start (or go on) attacking the present slice at every ε."""
@@ -237,8 +262,8 @@ class Explorer(QObject):
     def close(self) -> bool:
         """End the thread and remove our layers; returns whether the thread has ended."""
         self.viewer.dims.events.current_step.disconnect(self._on_step)
-        self._draw.stop()
-        self._restart.stop()
+        for timer in (self._draw, self._restart, self._tell):
+            timer.stop()
         ended = self.worker.shutdown()
         self.panes.close()
         return ended
@@ -271,7 +296,8 @@ class Explorer(QObject):
             results.opened[event.side] = event
             self.panes.set_window_width(event.side, event.window.width)
         elif isinstance(event, Progress):
-            self.progressed.emit(event.done, event.total)
+            self._progress = event
+            self._tell_soon()
             return
         elif isinstance(event, View):
             level = round(event.epsilon * LEVELS)
@@ -280,7 +306,7 @@ class Explorer(QObject):
                 return
             results.views[(event.side, level)] = event
             if level != self.session.level:
-                self.refreshed.emit()
+                self._tell_soon()
                 return
         self._draw.start()
 
@@ -298,6 +324,16 @@ class Explorer(QObject):
         self._volume_running = None
         self.busy.emit(False)
         self._draw.start()
+
+    def _tell_soon(self) -> None:
+        if not self._tell.isActive():
+            self._tell.start()
+
+    def _tell_now(self) -> None:
+        if self._progress is not None and (self._running or self._volume_running):
+            self.progressed.emit(self._progress.done, self._progress.total)
+        self._progress = None
+        self.refreshed.emit()
 
     def _all_known(self, results: Results) -> bool:
         levels = range(1, self.session.top + 1)
@@ -366,8 +402,11 @@ class Explorer(QObject):
         if scan is not None and scan.ndim == 3:
             self.session.index = min(max(self._step(), 0), scan.shape[0] - 1)
 
-    def _on_index(self) -> None:
+    def _explore_soon(self) -> None:
         self._restart.start()
+
+    def _draw_soon(self) -> None:
+        self._draw.start()
 
 
 _NOTHING = Results()

@@ -26,7 +26,7 @@ Role = Literal["scan", "labels", "mask", "perturbation", "adversarial", "scan tw
 TITLES: dict[Side, str] = {"undefended": "Undefended", "defended": "Defended"}
 # Two ends of a blue–red scale, bright enough on grey scans and apart for any common colour vision.
 NEGATIVE, POSITIVE = (64, 144, 255), (255, 72, 60)
-STRONGEST_ALPHA = 0.7
+STRONGEST_ALPHA = 0.5
 _BLUE, _RED = np.array(NEGATIVE, np.uint8), np.array(POSITIVE, np.uint8)
 
 

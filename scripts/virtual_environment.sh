@@ -19,7 +19,7 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         exit 1
     fi
     echo "Installing $package."
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq update </dev/null
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq update </dev/null || true
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y "$package" </dev/null >/dev/null
 fi
 "$python" -m venv --clear "$folder"

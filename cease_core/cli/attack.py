@@ -156,6 +156,6 @@ def summary(report: dict[str, Any], scan: Scan) -> str:
     ]
     psnr = "identical images" if distortion["psnr"] is None else f"PSNR {distortion['psnr']:.1f} dB"
     lines.append(
-        f"  {psnr}, SSIM {distortion['ssim']:.4f}; {report['gradients']} gradients in {report['seconds']:.1f} s"
+        f"  {psnr}, SSIM {distortion['ssim']:.4f}; {report['gradients']} gradient evaluations in {report['seconds']:.1f} s"
     )
     return "\n".join(lines)

@@ -93,8 +93,8 @@ def load(path: Path, series_uid: str | None = None) -> StoredImage:
     array = np.stack([_pixels(s) for s in slices], axis=-1)
     inverted = first.get("PhotometricInterpretation") == "MONOCHROME1"
     if inverted:
-        # Stored as on film, air white: turn it round, as every viewer and model expects it.
-        array = array.min() + array.max() - array
+        # Stored as on film, air white. GDCM has turned it round, into numbers that end at -1.
+        array -= array.min()
     if len(slices) == 1:
         array = array[..., 0]
     return StoredImage(

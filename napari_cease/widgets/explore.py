@@ -69,6 +69,7 @@ class AttackExplorer(QScrollArea):
         self.explorer = Explorer(napari_viewer, self.session, self)
         self._closed = False
         self._filling = False
+        self._fitting: dict[Path, ModelCard] = {}
         self._build()
         self._connect()
         self._refill()
@@ -87,20 +88,29 @@ class AttackExplorer(QScrollArea):
         column.setContentsMargins(8, 6, 8, 6)
         column.setSpacing(7)
 
-        self.scan = _combo("The image layer that is attacked")
-        self.labels = _combo("The mask that both models are judged by; without one, each model's own clean mask")
+        self.scan = _combo("The image layer that is attacked", lambda _: self._scan_choices())
+        self.labels = _combo(
+            "The mask that both models are judged by; without one, each model's own clean mask",
+            lambda _: self._labels_choices(),
+        )
         self.models: dict[Side, ComboBox] = {
-            "undefended": _combo("A model trained as usual"),
-            "defended": _combo("A model trained to hold, attacked in its own right at the same ε"),
+            "undefended": _combo("A model trained as usual", lambda _: self._model_choices()),
+            "defended": _combo(
+                "A model trained to hold, attacked in its own right at the same ε", lambda _: self._model_choices()
+            ),
         }
-        self.attack = _combo("How the perturbation is searched")
-        self.norm = _combo("What ε bounds: the largest change of any value, or the root mean square over all")
-        self.loss = _combo("What the attack drives up; soft Dice terms break masks that cross-entropy leaves whole")
+        self.attack = _combo("How the perturbation is searched", [(t, k) for k, t in ATTACK_TITLES.items()])
+        self.norm = _combo(
+            "What ε bounds: the largest change of any value, or the root mean square over all",
+            [(t, k) for k, t in NORM_TITLES.items()],
+        )
+        self.loss = _combo(
+            "What the attack drives up; soft Dice terms break masks that cross-entropy leaves whole",
+            [(LOSS_TITLES[k], k) for k in LOSSES],
+        )
         self.steps = SpinBox(value=self.session.steps, min=1, max=1000, tooltip="Gradient steps at the largest ε")
         self.top = SpinBox(value=self.session.top, min=1, max=64, tooltip="Right end of the ε slider, in 1/255")
-        self.attack.choices = [(t, k) for k, t in ATTACK_TITLES.items()]
-        self.norm.choices = [(t, k) for k, t in NORM_TITLES.items()]
-        self.loss.choices = [(LOSS_TITLES[k], k) for k in LOSSES]
+        self._mirror()
         form = QFormLayout()
         form.setSpacing(4)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
@@ -218,7 +228,7 @@ class AttackExplorer(QScrollArea):
         self.scan.changed.connect(self._on_chosen)
         self.labels.changed.connect(self._on_chosen)
         for side, box in self.models.items():
-            box.changed.connect(lambda folder, side=side: self._set(side, None if folder == NO_MODEL else folder))
+            box.changed.connect(lambda folder, side=side: self._set(side, folder))
         for name in ("attack", "norm", "loss", "steps"):
             getattr(self, name).changed.connect(lambda value, name=name: self._set(name, value))
         self.top.changed.connect(lambda value: self._set("top", value))
@@ -230,6 +240,8 @@ class AttackExplorer(QScrollArea):
         self.gain.valueChanged.connect(lambda value: self._set("gain", float(value)))
         self.whole.clicked.connect(self._attack_volume)
         self.cancel.clicked.connect(self.explorer.cancel)
+        for name in ("attack", "norm", "loss", "steps", "top"):
+            getattr(s.events, name).connect(self._mirror)
         s.events.level.connect(self._on_level)
         s.events.top.connect(self._on_top)
         s.events.scan.connect(self._on_level)
@@ -244,7 +256,14 @@ class AttackExplorer(QScrollArea):
         self.viewer.events.theme.connect(self._on_theme)
         # napari neither closes nor destroys a removed dock at once: the window's own events are watched too.
         self.viewer.window._qt_window.installEventFilter(self)
-        self.destroyed.connect(lambda worker=self.explorer.worker: worker.shutdown(0))
+        self.destroyed.connect(lambda *_, worker=self.explorer.worker: worker.shutdown(0))
+
+    def _mirror(self) -> None:
+        """Show the session's attack, whoever set it."""
+        self._filling = True
+        for name in ("attack", "norm", "loss", "steps", "top"):
+            getattr(self, name).value = getattr(self.session, name)
+        self._filling = False
 
     def _set(self, name: str, value: Any) -> None:
         if not self._filling:
@@ -258,34 +277,46 @@ class AttackExplorer(QScrollArea):
             return
         self._refill()
 
-    def _refill(self) -> None:
-        """Offer the viewer's layers; keep what was chosen, or take the first scan that appears."""
-        images = [x for x in self.viewer.layers if isinstance(x, Image) and role_of(x)[0] in (None, "scan")]
-        masks = [x for x in self.viewer.layers if isinstance(x, Labels) and role_of(x)[0] in (None, "labels")]
-        before = self.scan.value
+    def _scan_choices(self) -> list[tuple[str, Image]]:
+        layers = self.viewer.layers
+        return [(x.name, x) for x in layers if isinstance(x, Image) and role_of(x)[0] in (None, "scan")]
+
+    def _labels_choices(self) -> list[tuple[str, Labels | None]]:
+        layers = self.viewer.layers
+        masks = [(x.name, x) for x in layers if isinstance(x, Labels) and role_of(x)[0] in (None, "labels")]
+        return [(OWN_MASK, None), *masks]
+
+    def _model_choices(self) -> list[tuple[str, Path | None]]:
+        return [(NO_MODEL, None), *((card.title, folder) for folder, card in self._fitting.items())]
+
+    def _offer_layers(self) -> None:
+        """Offer the viewer's layers, keeping what is chosen."""
         self._filling = True
-        self.scan.choices = [(x.name, x) for x in images]
-        chosen_mask = self.labels.value
-        self.labels.choices = [(OWN_MASK, None), *((x.name, x) for x in masks)]
-        if before in images:
-            self.scan.value = before
-        if chosen_mask in masks:
-            self.labels.value = chosen_mask
+        self.scan.reset_choices()
+        self.labels.reset_choices()
         self._filling = False
-        if self.scan.value is not before or (chosen_mask is not None and chosen_mask not in masks):
+
+    def _refill(self) -> None:
+        """After layers came or went: take the first scan that appears, let go of what has left."""
+        scan, mask = self.scan.value, self.labels.value
+        self._offer_layers()
+        if self.scan.value is not scan or self.labels.value is not mask:
             self._on_chosen()
 
     def _on_chosen(self, _: Any = None) -> None:
-        if self._filling:
-            return
+        if not self._filling:
+            self._apply(None)
+
+    def _apply(self, models: dict[Side, Path | None] | None) -> None:
         try:
-            self.explorer.choose(self.scan.value, self.labels.value)
+            self.explorer.choose(self.scan.value, self.labels.value, models)
         except CeaseError as error:
             show_error(str(error))
-        self._refill_models()
+        self._offer_models()
+        self._on_busy(not self.explorer.settled)
         self._on_refreshed()
 
-    def _refill_models(self) -> None:
+    def _offer_models(self) -> None:
         """Offer the models that take such a scan; keep what is chosen where it still fits."""
         scan = self.session.scan
         fitting: dict[Path, ModelCard] = {}
@@ -297,32 +328,23 @@ class AttackExplorer(QScrollArea):
             now = getattr(self.session, side)
             if now is not None and now not in fitting and now.is_dir():
                 fitting[now] = load_card(now)
+        self._fitting = fitting
         self._filling = True
         for side, box in self.models.items():
+            box.reset_choices()
             now = getattr(self.session, side)
-            box.choices = [(NO_MODEL, NO_MODEL), *((card.title, folder) for folder, card in fitting.items())]
-            box.value = now if now in fitting else NO_MODEL
+            box.value = now if now in fitting else None
         self._filling = False
 
     def choose(
         self, scan: Image, labels: Labels | None = None, undefended: Path | None = None, defended: Path | None = None
     ) -> None:
         """Open a scan with models; what a user would do by hand in the four boxes."""
-        for side, folder in (("undefended", undefended), ("defended", defended)):
-            # Set before the scan: the panes are then laid out once.
-            setattr(self.session, side, folder)
+        self._offer_layers()
         self._filling = True
-        self._refill_choices_only()
-        self.scan.value = scan
-        self.labels.value = labels
+        self.scan.value, self.labels.value = scan, labels
         self._filling = False
-        self._on_chosen()
-
-    def _refill_choices_only(self) -> None:
-        images = [x for x in self.viewer.layers if isinstance(x, Image) and role_of(x)[0] in (None, "scan")]
-        masks = [x for x in self.viewer.layers if isinstance(x, Labels) and role_of(x)[0] in (None, "labels")]
-        self.scan.choices = [(x.name, x) for x in images]
-        self.labels.choices = [(OWN_MASK, None), *((x.name, x) for x in masks)]
+        self._apply({"undefended": undefended, "defended": defended})
 
     # --- what is shown --------------------------------------------------------------------------------------
 
@@ -469,8 +491,9 @@ def in_unit(value: float, unit: str) -> str:
     return f"{value:.{digits}f} {name}"
 
 
-def _combo(tooltip: str) -> ComboBox:
-    box = ComboBox(tooltip=tooltip)
+def _combo(tooltip: str, choices: Any) -> ComboBox:
+    # Choices belong to the constructor: magicgui asks for them again whenever the box gets another parent.
+    box = ComboBox(tooltip=tooltip, choices=choices)
     box.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
     box.native.setMinimumWidth(120)
     return box
