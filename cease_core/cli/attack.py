@@ -155,7 +155,6 @@ def summary(report: dict[str, Any], scan: Scan) -> str:
         ),
     ]
     psnr = "identical images" if distortion["psnr"] is None else f"PSNR {distortion['psnr']:.1f} dB"
-    lines.append(
-        f"  {psnr}, SSIM {distortion['ssim']:.4f}; {report['gradients']} gradient evaluations in {report['seconds']:.1f} s"
-    )
+    spent = f"{report['gradients']} gradient evaluations in {report['seconds']:.1f} s"
+    lines.append(f"  {psnr}, SSIM {distortion['ssim']:.4f}; {spent}")
     return "\n".join(lines)
