@@ -150,7 +150,6 @@ def open_scene(viewer: Any, explorer: Any, scene: Scene) -> None:
     if scan.ndim == 3:
         # The slice with the largest structure.
         viewer.dims.set_current_step(0, int((labels > 0).sum(axis=(1, 2)).argmax()))
-    viewer.reset_view()
 
 
 def write_picture(viewer: Any, explorer: Any, path: Path, seconds: float = 180.0) -> None:

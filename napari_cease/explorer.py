@@ -108,8 +108,11 @@ class Explorer(QObject):
         # A repaint composes the whole window with its canvas: figures and progress come ten times a second.
         self._tell = _single_shot(self, self._tell_now, 100)
         self._progress: Progress | None = None
+        # The grid's panes get their size on the next paint; fitting the view before that uses the old one.
+        self._fit = _single_shot(self, viewer.reset_view, 80)
         # Typing in a field or scrolling through slices should not start an attack for every value on the way.
         self._restart = _single_shot(self, self.explore, 60)
+        self._timers = (self._restart, self._draw, self._tell, self._fit)
         events = session.events
         for name in ("attack", "norm", "loss", "steps", "top"):
             getattr(events, name).connect(self._explore_soon)
@@ -117,8 +120,9 @@ class Explorer(QObject):
             getattr(events, name).connect(self._draw_soon)
         events.index.connect(self._explore_soon)
         events.level.connect(self._on_level)
-        for name in ("undefended", "defended", "side_by_side"):
+        for name in ("undefended", "defended"):
             getattr(events, name).connect(self._relayout)
+        events.side_by_side.connect(self._on_split)
         viewer.dims.events.current_step.connect(self._on_step)
 
     # --- choosing -------------------------------------------------------------------------------------------
@@ -167,11 +171,16 @@ class Explorer(QObject):
         else:
             self.session.index = 0
         self._relayout()
+        self._fit.start()
 
     def cards(self) -> dict[Side, ModelCard]:
         """Cards of the chosen models."""
         chosen: dict[Side, Path | None] = {"undefended": self.session.undefended, "defended": self.session.defended}
         return {side: load_card(folder) for side, folder in chosen.items() if folder is not None}
+
+    def _on_split(self) -> None:
+        self._relayout()
+        self._fit.start()
 
     def _relayout(self) -> None:
         if self.session.scan is None or self._scan_layer is None:
@@ -209,7 +218,7 @@ class Explorer(QObject):
     @property
     def settled(self) -> bool:
         """Whether nothing runs, waits or remains to be drawn."""
-        waiting = any(timer.isActive() for timer in (self._restart, self._draw, self._tell))
+        waiting = any(timer.isActive() for timer in self._timers)
         return self._running is None and self._volume_running is None and not waiting
 
     def explore(self) -> None:
@@ -262,10 +271,10 @@ class Explorer(QObject):
     def close(self) -> bool:
         """End the thread and remove our layers; returns whether the thread has ended."""
         self.viewer.dims.events.current_step.disconnect(self._on_step)
-        for timer in (self._draw, self._restart, self._tell):
+        for timer in self._timers:
             timer.stop()
         ended = self.worker.shutdown()
-        self.panes.close()
+        self.panes.release()
         return ended
 
     def _request(self, epsilons: tuple[float, ...], *, whole: bool) -> Request:
@@ -376,7 +385,7 @@ class Explorer(QObject):
             self.panes.show(
                 view,
                 opened.place,
-                limit=s.top / LEVELS / s.gain,
+                limit=2 * s.top / LEVELS / s.gain,
                 adversarial=s.show_adversarial,
                 title=self.title(side, view),
             )

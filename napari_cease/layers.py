@@ -26,7 +26,7 @@ Role = Literal["scan", "labels", "mask", "perturbation", "adversarial", "scan tw
 TITLES: dict[Side, str] = {"undefended": "Undefended", "defended": "Defended"}
 # Two ends of a blue–red scale, bright enough on grey scans and apart for any common colour vision.
 NEGATIVE, POSITIVE = (64, 144, 255), (255, 72, 60)
-STRONGEST_ALPHA = 0.5
+STRONGEST_ALPHA = 0.6
 _BLUE, _RED = np.array(NEGATIVE, np.uint8), np.array(POSITIVE, np.uint8)
 
 
@@ -72,7 +72,7 @@ class Panes:
     def __init__(self, viewer: ViewerModel) -> None:
         self.viewer = viewer
         self.scan: Scan | None = None
-        self._limit = 1.0
+        viewer.events.reset_view.connect(self._fit_panes)
 
     def find(self, role: Role, side: Side | None = None) -> Any:
         """The layer with this role, or None."""
@@ -119,7 +119,6 @@ class Panes:
             grid.stride, grid.shape, grid.spacing = stride, (1, 2), 8
         if grid.enabled != split:
             grid.enabled = split
-            self.viewer.reset_view()
         self.viewer.layers.selection = {scan_layer}
 
     def close(self) -> None:
@@ -128,6 +127,22 @@ class Panes:
             self.viewer.layers.remove(layer)
         self.viewer.canvas.grid.enabled = False
         self.scan = None
+
+    def _fit_panes(self) -> None:
+        # napari fits the scene to the whole canvas; with the grid on, each pane has only its share of it.
+        if self.scan is None or not self.viewer.canvas.grid.enabled or self.viewer.dims.ndisplay != 2:
+            return
+        rows, columns = self.viewer.canvas.grid.actual_shape(self.viewer.layers)
+        height, width = self.viewer.canvas.size
+        shown = list(self.viewer.dims.displayed)
+        world = self.viewer.layers.extent
+        size = (np.ptp(world.world, axis=0) + world.step)[shown]
+        self.viewer.camera.zoom = 0.94 * float(min(height / rows / size[0], width / columns / size[1]))
+
+    def release(self) -> None:
+        """Take our layers away and stop listening to the viewer."""
+        self.close()
+        self.viewer.events.reset_view.disconnect(self._fit_panes)
 
     def show(self, view: View, place: tuple[slice | int, ...], *, limit: float, adversarial: bool, title: str) -> None:
         """Put one model's view into its layers; slices that it does not cover become empty.

@@ -5,12 +5,16 @@ The listing itself needs neither napari nor the files, so that other code can of
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cease_core.errors import CeaseError
 from cease_core.io import read_labels, read_scan
+from cease_core.models.card import PALETTE
 from cease_core.scan import LabelArray, Scan
 from napari_cease.geometry import layer_geometry
 from napari_cease.readers import LayerData, scan_layers
@@ -185,10 +189,19 @@ def labels_layer(labels: LabelArray, scan: Scan, classes: dict[int, str] | None 
     role = {"role": "labels", "scan": scan, "classes": dict(classes or {}), "contour": 2}
     options: dict[str, Any] = {
         "name": f"{scan.name} labels",
+        "colormap": class_colours(sorted({*(classes or {}), *np.unique(labels).tolist()} - {0})),
         "metadata": {"cease": role, "affine": scan.affine},
         **layer_geometry(scan),
     }
     return labels, options, "labels"
+
+
+def class_colours(classes: Iterable[int]) -> Any:
+    """The palette of model cards as a napari label colormap, so that a class looks the same everywhere."""
+    from napari.utils.colormaps import DirectLabelColormap
+
+    colours: dict[int | None, str] = {c: PALETTE[(c - 1) % len(PALETTE)] for c in classes}
+    return DirectLabelColormap(color_dict={None: "transparent", 0: "transparent", **colours})
 
 
 def sample_layers(sample: Sample) -> list[LayerData]:

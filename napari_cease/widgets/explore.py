@@ -184,11 +184,11 @@ class AttackExplorer(QScrollArea):
         self.cancel.setToolTip("Stop and keep the strongest perturbation found so far")
         self.progress = QProgressBar()
         self.progress.setTextVisible(True)
-        buttons = QHBoxLayout()
-        buttons.addWidget(self.whole, 2)
-        buttons.addWidget(self.cancel, 1)
-        column.addLayout(buttons)
-        column.addWidget(self.progress)
+        column.addWidget(self.whole)
+        running = QHBoxLayout()
+        running.addWidget(self.progress, 1)
+        running.addWidget(self.cancel)
+        column.addLayout(running)
         column.addStretch(1)
         self.cancel.setEnabled(False)
         self._idle()
@@ -275,6 +275,9 @@ class AttackExplorer(QScrollArea):
         layer = getattr(event, "value", None)
         if layer is not None and role_of(layer)[0] not in (None, "scan", "labels"):
             return
+        if layer is not None and "contour" in layer.metadata.get("cease", {}):
+            # A reference that our samples made: a layer's constructor takes no contour.
+            layer.contour = layer.metadata["cease"]["contour"]
         self._refill()
 
     def _scan_choices(self) -> list[tuple[str, Image]]:
