@@ -50,6 +50,8 @@ class TrainingConfig(_Strict):
         Spatial shape that training images are cropped or padded to, at the working resolution.
     start
         Name or folder of a model whose weights are the starting point.
+    half_weights
+        Round the weights to 16 bits before they are judged and stored: a file of half the size.
     mirror
         Array axes along which flipping gives a plausible image.
     """
@@ -77,6 +79,7 @@ class TrainingConfig(_Strict):
     validate_every: int = Field(default=5, ge=1)
     adversarial: AdversarialTraining | None = None
     start: str | None = None
+    half_weights: bool = False
     seed: int = 0
     licence: str = "unknown"
 

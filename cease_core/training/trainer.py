@@ -130,6 +130,8 @@ def train(
         clean = robust = float("nan")
         if (epoch + 1) % config.validate_every == 0 or epoch + 1 == config.epochs:
             candidate = copy.deepcopy(_inner(average)).eval().requires_grad_(False)
+            if config.half_weights:
+                candidate.half().float()
             clean, robust = _validate(candidate, held_out, config)
             score = robust if config.adversarial else clean
             if score > best:
@@ -140,7 +142,7 @@ def train(
                 training = config.model_dump(mode="json", exclude={"data", "classes"})
                 training |= {"best_epoch": epoch + 1, "gradients": gradients, "seconds": round(seconds)}
                 chosen = card.model_copy(update={"metrics": metrics, "training": training})
-                save_model(SegmentationModel(chosen, candidate.backbone), out)
+                save_model(SegmentationModel(chosen, candidate.backbone), out, half=config.half_weights)
         seconds += time.monotonic() - began
         _save_state(
             state_path,
