@@ -51,7 +51,7 @@ def demo(
     if not _has_display():
         _relaunch_off_screen(["demo", scene, "--picture", str(picture)])
         return
-    viewer, explorer = _window()
+    viewer, explorer = open_window()
     open_scene(viewer, explorer, SCENES[scene])
     explorer.slider.setValue(DEMO_LEVEL)
     if os.environ.get(OFF_SCREEN):
@@ -81,7 +81,7 @@ def open_scan(
             load_model(folder).check(image)
     if not _has_display():
         raise CeaseError("there is no display to open a window on; log in with a desktop, or run it under xvfb-run -a.")
-    viewer, explorer = _window()
+    viewer, explorer = open_window()
     show_scan(viewer, explorer, image, mask, *folders)
     _run()
 
@@ -105,7 +105,7 @@ def _relaunch_off_screen(arguments: list[str]) -> None:
     raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)
 
 
-def _window() -> tuple[Any, Any]:
+def open_window() -> tuple[Any, Any]:
     import napari
     import torch
 

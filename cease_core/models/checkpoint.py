@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from cease_core.errors import CeaseError
 from cease_core.models.card import ModelCard
@@ -38,7 +38,7 @@ def save_model(model: SegmentationModel, folder: str | Path, *, half: bool = Fal
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            save_file(tensors, Path(scratch) / WEIGHTS)
+            (Path(scratch) / WEIGHTS).write_bytes(save(tensors))
             (Path(scratch) / CARD).write_text(model.card.model_dump_json(indent=1) + "\n", encoding="utf-8")
             for name in (WEIGHTS, CARD):
                 os.replace(Path(scratch) / name, folder / name)
