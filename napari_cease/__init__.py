@@ -1,0 +1,1 @@
+"""The face: napari widgets, readers and writers over `cease_core`."""

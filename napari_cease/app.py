@@ -17,7 +17,7 @@ from cease_core.errors import CeaseError
 from napari_cease.scenes import DEMO_LEVEL, SCENES, Scene
 
 SCREEN = "1600x1000x24"
-WINDOW = (1500, 920)
+WINDOW = (1560, 940)
 
 app = typer.Typer(
     add_completion=False,

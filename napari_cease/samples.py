@@ -186,7 +186,8 @@ def labels_layer(labels: LabelArray, scan: Scan, classes: dict[int, str] | None 
         ``metadata["cease"]`` holds the role, the scan, the class names, and the contour width at which
         a reference reads best: a layer's constructor takes no contour, so whoever adds it sets that.
     """
-    role = {"role": "labels", "scan": scan, "classes": dict(classes or {}), "contour": 2}
+    contour = 2 if max(scan.shape[-2:]) >= 128 else 1  # two voxels would hide a structure of a few
+    role = {"role": "labels", "scan": scan, "classes": dict(classes or {}), "contour": contour}
     options: dict[str, Any] = {
         "name": f"{scan.name} labels",
         "colormap": class_colours(sorted({*(classes or {}), *np.unique(labels).tolist()} - {0})),

@@ -26,6 +26,7 @@ class DiceCurve(pg.PlotWidget):
         self.setLabel("bottom", "ε (1/255 of the window)")
         self.setLabel("left", "Dice")
         self.setYRange(0, 1, padding=0.04)
+        self.getPlotItem().getAxis("left").setTicks([[(v, f"{v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]])
         self.addLegend(offset=(-4, 4), labelTextSize="8pt")
         self.lines = {
             side: self.plot(
