@@ -41,23 +41,26 @@ def percentile(values: list[float], share: float) -> float:
 class Stopwatch:
     """Longest and total time of some functions, nested calls counted in the outer one too."""
 
-    spent: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    spent: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
     def wrap(self, owner: Any, name: str) -> None:
         inner = getattr(owner, name)
 
         @functools.wraps(inner)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), time.thread_time()
             try:
                 return inner(*args, **kwargs)
             finally:
-                self.spent[f"{owner.__name__}.{name}"].append(1000 * (time.perf_counter() - start))
+                spent = (1000 * (time.perf_counter() - start), 1000 * (time.thread_time() - worked))
+                self.spent[f"{owner.__name__}.{name}"].append(spent)
 
         setattr(owner, name, timed)
 
-    def longest(self) -> tuple[str, float]:
-        return max(((k, max(v)) for k, v in self.spent.items() if v), key=lambda x: x[1], default=("none", 0.0))
+    def longest(self, clock: int) -> tuple[str, float]:
+        """The function with the longest call, by the wall (0) or by the processor's time on it (1)."""
+        calls = ((name, max(spent[clock] for spent in all_)) for name, all_ in self.spent.items() if all_)
+        return max(calls, key=lambda call: call[1], default=("none", 0.0))
 
 
 @dataclass
@@ -72,6 +75,8 @@ class Sweep:
     seconds: float = 0.0
     stall: float = 0.0
     ours: tuple[str, float] = ("none", 0.0)
+    ours_cpu: tuple[str, float] = ("none", 0.0)
+    cpu: float = 0.0
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -83,6 +88,8 @@ class Sweep:
             "stall": round(self.stall, 1),
             "own_slot": round(self.ours[1], 1),
             "own_slot_name": self.ours[0],
+            "own_slot_cpu": round(self.ours_cpu[1], 1),
+            "cpu_per_update": round(self.cpu / self.frames, 1) if self.frames else 0.0,
             "previews": self.previews,
         }
 
@@ -111,7 +118,8 @@ class Rig:
         self.beat.timeout.connect(self._on_beat)
         self.sweep = Sweep("opening")
         self.pending: list[float] = []
-        self.drawn = False
+        self.given: list[float] = []
+        self.preview = False
         self.explorer.drawn.connect(self._on_drawn)
         self.canvas.frameSwapped.connect(self._on_frame)
         self.before = time.perf_counter()
@@ -127,19 +135,20 @@ class Rig:
 
     def _on_drawn(self) -> None:
         views = [self.explorer.view(side) for side in self.explorer.cards_chosen()]
-        self.drawn = self.drawn or all(view is not None for view in views)
-        self.preview = any(view is not None and view.preview for view in views)
+        if all(view is not None for view in views):
+            self.given += self.pending
+            self.pending.clear()
+            self.preview = any(view is not None and view.preview for view in views)
 
     def _on_frame(self) -> None:
-        if not (self.drawn and self.pending):
+        if not self.given:
             return
         now = time.perf_counter()
-        self.drawn = False
         self.sweep.frames += 1
         self.sweep.previews += self.preview
-        self.sweep.shown += [1000 * (now - tick) for tick in self.pending]
-        self.sweep.last = 1000 * (now - self.pending[-1])
-        self.pending.clear()
+        self.sweep.shown += [1000 * (now - tick) for tick in self.given]
+        self.sweep.last = 1000 * (now - self.given[-1])
+        self.given.clear()
 
     # --- what is done ---
 
@@ -163,7 +172,12 @@ class Rig:
     def begin(self, title: str) -> None:
         self.sweep = Sweep(title)
         self.stopwatch.spent.clear()
-        self.before = time.perf_counter()
+        self.before, self.worked = time.perf_counter(), time.thread_time()
+
+    def end(self) -> Sweep:
+        self.sweep.cpu = 1000 * (time.thread_time() - self.worked)
+        self.sweep.ours, self.sweep.ours_cpu = self.stopwatch.longest(0), self.stopwatch.longest(1)
+        return self.sweep
 
     def drag(self, title: str, levels: list[int], tick: int) -> Sweep:
         """Drag the handle over ``levels`` and wait until the last one is shown."""
@@ -195,16 +209,13 @@ class Rig:
             before = slider.value()
             send(QEvent.Type.MouseMove, centre(level), none, left)
             if slider.value() != before:
-                # A draw that was due before this tick does not show it.
                 self.pending.append(now)
-                self.drawn = False
             due = start + (i + 1) * tick / 1000
             self.wait(lambda due=due: time.perf_counter() >= due)
         self.sweep.seconds = time.perf_counter() - start
         send(QEvent.Type.MouseButtonRelease, centre(slider.value()), left, none)
-        self.wait(lambda: not self.pending, 60)
-        self.sweep.ours = self.stopwatch.longest()
-        return self.sweep
+        self.wait(lambda: not (self.pending or self.given), 60)
+        return self.end()
 
     def baseline(self, rounds: int = 40) -> Sweep:
         """Napari alone: the same layers refreshed with other values, and nothing of ours in between."""
@@ -221,11 +232,10 @@ class Rig:
             for layer in layers:
                 layer.data[place] = (i % 2) * (1 if layer.data.ndim == len(place) else 120)
                 layer.refresh(thumbnail=False, extent=False, highlight=False)
-            self.pending.append(now)
-            self.drawn, self.preview = True, False
-            self.wait(lambda: not self.pending, 30)
+            self.given.append(now)
+            self.wait(lambda: not self.given, 30)
         self.sweep.seconds = time.perf_counter() - start
-        return self.sweep
+        return self.end()
 
 
 def measure(scene: str, models: Path | None, sweeps: int, tick: int) -> dict[str, Any]:
@@ -259,13 +269,12 @@ def measure(scene: str, models: Path | None, sweeps: int, tick: int) -> dict[str
 
 def table(scene: str, phases: dict[str, dict[str, Any]]) -> str:
     """The figures for a reader."""
-    head = f"{scene:<14}{'p50':>8}{'p95':>8}{'last':>8}{'upd/s':>8}{'stall':>8}{'ours':>8}  longest of ours"
+    columns = ("p50", "p95", "last", "upd/s", "cpu/upd", "stall", "ours", "ours cpu")
+    head = f"{scene:<14}" + "".join(f"{column:>9}" for column in columns) + "  longest of ours"
     lines = [head, "-" * len(head)]
+    keys = ("p50", "p95", "last_tick", "updates_per_s", "cpu_per_update", "stall", "own_slot", "own_slot_cpu")
     for title, f in phases.items():
-        lines.append(
-            f"{title:<14}{f['p50']:>8}{f['p95']:>8}{f['last_tick']:>8}{f['updates_per_s']:>8}{f['stall']:>8}"
-            f"{f['own_slot']:>8}  {f['own_slot_name']}"
-        )
+        lines.append(f"{title:<14}" + "".join(f"{f[key]:>9}" for key in keys) + f"  {f['own_slot_name']}")
     return "\n".join(lines)
 
 
@@ -282,12 +291,14 @@ def main() -> None:
         command = ["xvfb-run", "-a", "-s", f"-screen 0 {app.SCREEN}", sys.executable, __file__, *sys.argv[1:]]
         raise SystemExit(subprocess.run(command, check=False).returncode)
     before = os.getloadavg()
-    scenes = {s: measure(s, args.models, args.sweeps, args.tick) for s in args.scene or ["polyp", "cardiac"]}
+    scenes = {}
+    for scene in args.scene or ["polyp", "cardiac"]:
+        scenes[scene] = measure(scene, args.models, args.sweeps, args.tick)
+        print(table(scene, scenes[scene]), end="\n\n", flush=True)
     after = os.getloadavg()
-    for scene, phases in scenes.items():
-        print(table(scene, phases), end="\n\n")
     print("ms; p50 and p95 from tick to composed frame, last: the last tick's; stall: longest gap of the event loop;")
-    print("ours: longest single call into napari_cease, with the napari calls it makes.")
+    print("ours: longest single call into napari_cease, with the napari calls it makes; cpu: time that the processor")
+    print("really worked on the GUI thread, which other programs on the machine do not change.")
     load = statistics.fmean((before[0], after[0]))
     print(f"load average {before[0]:.1f} before, {after[0]:.1f} after, on {os.cpu_count()} cores")
     print(json.dumps({"scenes": scenes, "load": round(load, 1), "cores": os.cpu_count(), "tick_ms": args.tick}))

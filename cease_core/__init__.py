@@ -1,8 +1,6 @@
-"""The engine: scans, segmentation models, attacks, defences and their honest evaluation. It knows no screen."""
+"""The engine: scans, segmentation models, attacks, defences and their honest evaluation. It knows no screen.
 
-from cease_core.errors import CeaseError
-from cease_core.scan import Scan, Window
+Nothing is imported here, so that the command line answers at once: take what you need from the subpackages.
+"""
 
 __version__ = "0.1.0"
-
-__all__ = ["CeaseError", "Scan", "Window", "__version__"]

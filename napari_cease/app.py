@@ -145,7 +145,6 @@ def open_scene(viewer: Any, explorer: Any, scene: Scene) -> None:
 
     scan = read_scan(scene.scan_path)
     labels = read_labels(scene.labels_path, like=scan)
-    explorer.session.loss = scene.loss
     show_scan(viewer, explorer, scan, labels, find_model(scene.undefended), find_model(scene.defended))
     if scan.ndim == 3:
         # The slice with the largest structure.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from napari.components import ViewerModel
@@ -20,6 +20,7 @@ from napari.layers import Image, Labels
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from cease_core.errors import CeaseError
+from cease_core.evaluation import Distortion
 from cease_core.models import ModelCard, SegmentationModel, load_model, prepare
 from cease_core.models.checkpoint import load_card
 from cease_core.scan import Scan, check_labels
@@ -35,7 +36,7 @@ from napari_cease.jobs.exploration import (
     explore,
 )
 from napari_cease.jobs.worker import Worker
-from napari_cease.layers import TITLES, Panes
+from napari_cease.layers import TITLES, Panes, edits
 from napari_cease.session import LEVELS, ExplorerSession, Reference
 
 KEPT = 24
@@ -52,6 +53,24 @@ def _loader(folder: Path) -> Callable[[], SegmentationModel]:
     return lambda: _prepared(folder, (folder / "model.safetensors").stat().st_mtime if folder.is_dir() else 0.0)
 
 
+class Settings(NamedTuple):
+    """What results depend on, besides scan, reference and ε."""
+
+    undefended: Path | None
+    defended: Path | None
+    attack: str
+    norm: str
+    loss: str
+    steps: int
+    top: int
+    slice_index: int
+
+    @property
+    def whole(self) -> Settings:
+        """The same for all slices."""
+        return self._replace(slice_index=-1)
+
+
 @dataclass
 class Results:
     """What is known about one slice (or volume) under one choice of settings; ε counted in 1/255."""
@@ -62,10 +81,7 @@ class Results:
 
     def curve(self, side: Side) -> tuple[list[int], list[float]]:
         """Levels and Dice of the ladder's own results, from 0 up."""
-        points = [(level, v.dice) for (s, level), v in self.views.items() if s == side and not v.preview]
-        if side in self.opened:
-            points.append((0, self.opened[side].dice))
-        points.sort()
+        points = sorted((level, v.dice) for (s, level), v in self.views.items() if s == side and not v.preview)
         return [p[0] for p in points], [p[1] for p in points]
 
 
@@ -94,15 +110,17 @@ class Explorer(QObject):
         self.session = session
         self.panes = Panes(viewer)
         self.worker = Worker(self)
-        self.worker.event.connect(self._on_event)
+        self.worker.said.connect(self._on_event)
         self.worker.failed.connect(self._on_failed)
         self.worker.finished.connect(self._on_finished)
-        self._scan_layer: Image | None = None
-        self._labels_layer: Labels | None = None
-        self._known: OrderedDict[tuple[Any, ...], Results] = OrderedDict()
-        self._volumes: dict[tuple[Any, ...], Results] = {}
-        self._running: tuple[Any, ...] | None = None
-        self._volume_running: tuple[Any, ...] | None = None
+        self.scan_layer: Image | None = None
+        self.labels_layer: Labels | None = None
+        self._known: OrderedDict[Settings, Results] = OrderedDict()
+        self._volumes: dict[tuple[Settings, int], Results] = {}
+        self._running: Settings | None = None
+        self._volume_running: tuple[Settings, int] | None = None
+        self._refused: Settings | None = None
+        self._cancelled = False
         self._wanted: int | None = None
         self._draw = _single_shot(self, self.draw)
         # A repaint composes the whole window with its canvas: figures and progress come ten times a second.
@@ -112,12 +130,15 @@ class Explorer(QObject):
         self._fit = _single_shot(self, viewer.reset_view, 80)
         # Typing in a field or scrolling through slices should not start an attack for every value on the way.
         self._restart = _single_shot(self, self.explore, 60)
-        self._timers = (self._restart, self._draw, self._tell, self._fit)
+        self._reread = _single_shot(self, self._on_edited, 300)
+        self._timers = (self._restart, self._draw, self._tell, self._fit, self._reread)
         events = session.events
         for name in ("attack", "norm", "loss", "steps", "top"):
             getattr(events, name).connect(self._explore_soon)
-        for name in ("gain", "show_perturbation", "show_adversarial"):
+        for name in ("gain", "index"):
             getattr(events, name).connect(self._draw_soon)
+        for name in ("show_perturbation", "show_adversarial"):
+            getattr(events, name).connect(self._on_shown)
         events.index.connect(self._explore_soon)
         events.level.connect(self._on_level)
         for name in ("undefended", "defended"):
@@ -138,40 +159,74 @@ class Explorer(QObject):
         Parameters
         ----------
         models
-            Model folders to choose at the same time.
+            Model folders to choose at the same time; if left out, models that do not take the scan are let go of.
 
         Raises
         ------
         CeaseError
-            If the layers cannot be used; then nothing changes.
+            If the layers or cards cannot be used; then nothing changes.
         """
         if scan_layer is None:
             self.stop()
-            self.session.scan = None
+            self._watch(None, None)
+            self.session.scan = self.session.reference = None
             self.panes.close()
             return
+        # All that can be wrong with the choice is found out before anything changes.
         scan = scan_of_layer(scan_layer)
         reference = None
         if labels_layer is not None:
             reference = Reference(labels_layer.name, check_labels(labels_layer.data, scan, labels_layer.name))
-        self._scan_layer, self._labels_layer = scan_layer, labels_layer
-        if models is not None:
-            # Silently: the panes are laid out once, below.
-            with self.session.events.blocked():
-                for side, folder in models.items():
-                    setattr(self.session, side, folder)
-        if scan is not self.session.scan or reference is not None or self.session.reference is not None:
+        s = self.session
+        folders: dict[Side, Path | None] = {side: getattr(s, side) for side in SIDES} | (models or {})
+        cards = {side: load_card(folder) for side, folder in folders.items() if folder is not None}
+        misfits = [] if models is not None else [side for side, card in cards.items() if not takes(card, scan)]
+        folders |= dict.fromkeys(misfits)
+
+        before = (s.scan, self.scan_layer, self.labels_layer, s.undefended, s.defended)
+        fits = s.scan is not None and s.scan.shape == scan.shape
+        # Silently: the panes are laid out once, below.
+        with s.events.blocked():
+            for side, folder in folders.items():
+                setattr(s, side, folder)
+        if scan is not s.scan or reference is not None or s.reference is not None:
             self._known.clear()
             self._volumes.clear()
             self._running = self._volume_running = None
-        self.session.reference = reference
-        self.session.scan = scan
-        if scan.ndim == 3:
-            self.session.index = min(self._step(), scan.shape[0] - 1)
-        else:
-            self.session.index = 0
+        self._refused = None
+        self._watch(scan_layer, labels_layer)
+        s.reference = reference
+        s.scan = scan
+        s.index = self._step()
+        if before == (scan, scan_layer, labels_layer, s.undefended, s.defended):
+            self.explore()
+            return
         self._relayout()
-        self._fit.start()
+        if not fits:
+            self._fit.start()
+        if misfits:
+            self.failed.emit(
+                f"{cards[misfits[0]].title} does not take images such as {scan.name}; choose a model made for them."
+            )
+
+    def _watch(self, scan_layer: Image | None, labels_layer: Labels | None) -> None:
+        """Notice edits of the layers in use."""
+        for layer in (self.scan_layer, self.labels_layer):
+            for event in edits(layer) if layer is not None else ():
+                event.disconnect(self._on_edit)
+        self.scan_layer, self.labels_layer = scan_layer, labels_layer
+        for layer in (scan_layer, labels_layer):
+            for event in edits(layer) if layer is not None else ():
+                event.connect(self._on_edit)
+
+    def _on_edit(self, _: Any = None) -> None:
+        self._reread.start()
+
+    def _on_edited(self) -> None:
+        try:
+            self.choose(self.scan_layer, self.labels_layer)
+        except CeaseError as error:
+            self.failed.emit(str(error))
 
     def cards(self) -> dict[Side, ModelCard]:
         """Cards of the chosen models."""
@@ -183,28 +238,36 @@ class Explorer(QObject):
         self._fit.start()
 
     def _relayout(self) -> None:
-        if self.session.scan is None or self._scan_layer is None:
+        if self.session.scan is None or self.scan_layer is None:
             return
         try:
             self.panes.open(
                 self.session.scan,
-                self._scan_layer,
-                self._labels_layer,
+                self.scan_layer,
+                self.labels_layer,
                 self.cards(),
                 split=self.session.side_by_side,
             )
         except CeaseError as error:
             self.failed.emit(str(error))
             return
-        self.explore()
+        self._on_shown()
+        if self.cards_chosen():
+            self.explore()
+        else:
+            self.stop()
+
+    def _on_shown(self) -> None:
+        self.panes.set_visible("perturbation", self.session.show_perturbation)
+        self.panes.set_visible("adversarial", self.session.show_adversarial)
 
     # --- computing ------------------------------------------------------------------------------------------
 
     @property
-    def key(self) -> tuple[Any, ...]:
+    def key(self) -> Settings:
         """What the present results depend on, besides ε."""
         s = self.session
-        return (s.undefended, s.defended, s.attack, s.norm, s.loss, s.steps, s.top, s.index)
+        return Settings(s.undefended, s.defended, s.attack, s.norm, s.loss, s.steps, s.top, s.index)
 
     @property
     def results(self) -> Results:
@@ -223,12 +286,14 @@ class Explorer(QObject):
 
     def explore(self) -> None:
         """Start (or go on) attacking the present slice at every ε."""
-        s = self.session
-        if s.scan is None or (s.undefended is None and s.defended is None):
+        s, key = self.session, self.key
+        if s.scan is None or not self.cards_chosen() or self._refused == key.whole or key == self._running:
             return
-        key = self.key
-        if key == self._running:
+        if self._volume_running is not None and self._volume_running[0] == key.whole:
+            # Looking at another slice must not end what may have run for minutes.
+            self._on_level()
             return
+        self._cancelled = False
         results = self._known.pop(key, None) or Results()
         self._known[key] = results
         while len(self._known) > KEPT:
@@ -249,9 +314,10 @@ class Explorer(QObject):
     def attack_volume(self) -> None:
         """Attack the whole scan at the present ε, in the background."""
         s = self.session
-        if s.scan is None or s.level == 0 or (s.undefended is None and s.defended is None):
+        if s.scan is None or s.level == 0 or not self.cards_chosen():
             return
-        key = (*self.key[:-1], s.level)
+        key = (self.key.whole, s.level)
+        self._cancelled = False
         self._volumes[key] = Results()
         self._volume_running, self._running = key, None
         request = self._request((), whole=True)
@@ -260,6 +326,7 @@ class Explorer(QObject):
 
     def cancel(self) -> None:
         """Stop what is running and keep the best so far."""
+        self._cancelled = True
         self.worker.cancel()
 
     def stop(self) -> None:
@@ -273,6 +340,7 @@ class Explorer(QObject):
         self.viewer.dims.events.current_step.disconnect(self._on_step)
         for timer in self._timers:
             timer.stop()
+        self._watch(None, None)
         ended = self.worker.shutdown()
         self.panes.release()
         return ended
@@ -298,12 +366,16 @@ class Explorer(QObject):
     def _on_event(self, generation: int, event: object) -> None:
         if generation != self.worker.generation:
             return
-        results = self._known.get(self._running or ()) or self._volumes.get(self._volume_running or ())
+        results = None
+        if self._running is not None:
+            results = self._known.get(self._running)
+        elif self._volume_running is not None:
+            results = self._volumes.get(self._volume_running)
         if results is None:
             return
         if isinstance(event, Opened):
             results.opened[event.side] = event
-            self.panes.set_window_width(event.side, event.window.width)
+            results.views[(event.side, 0)] = _clean_view(event, self.session.scan)
         elif isinstance(event, Progress):
             self._progress = event
             self._tell_soon()
@@ -322,16 +394,21 @@ class Explorer(QObject):
     def _on_failed(self, generation: int, sentence: str) -> None:
         if generation == self.worker.generation:
             self._running = self._volume_running = None
+            self._refused = self.key.whole
             self.failed.emit(sentence)
 
     def _on_finished(self, generation: int) -> None:
         if generation != self.worker.generation:
             return
         if self._running is not None and self._running in self._known:
-            self._known[self._running].complete = self._all_known(self._known[self._running])
-        self._running = None
-        self._volume_running = None
-        self.busy.emit(False)
+            self._known[self._running].complete = _all_known(self._running, self._known[self._running])
+        resume = self._volume_running is not None and not self._cancelled
+        self._running = self._volume_running = None
+        if resume:
+            # The present slice's other ε, which gave way to the volume.
+            self.explore()
+        if self._running is None:
+            self.busy.emit(False)
         self._draw.start()
 
     def _tell_soon(self) -> None:
@@ -344,10 +421,6 @@ class Explorer(QObject):
         self._progress = None
         self.refreshed.emit()
 
-    def _all_known(self, results: Results) -> bool:
-        levels = range(1, self.session.top + 1)
-        return all((side, level) in results.views for side in results.opened for level in levels)
-
     # --- drawing --------------------------------------------------------------------------------------------
 
     def _on_level(self) -> None:
@@ -355,6 +428,9 @@ class Explorer(QObject):
         known = all((side, level) in self.results.views for side in self.cards_chosen())
         self._wanted = None if known or level == 0 else level
         self._draw.start()
+        if self._wanted is not None and self._running is None and self._volume_running is None:
+            # Cancelled before it came to this ε.
+            self.explore()
 
     def cards_chosen(self) -> list[Side]:
         """Sides that have a model."""
@@ -362,14 +438,11 @@ class Explorer(QObject):
 
     def _shown(self, side: Side) -> tuple[View | None, Opened | None]:
         s = self.session
-        whole = self._volumes.get((*self.key[:-1], s.level))
+        whole = self._volumes.get((self.key.whole, s.level))
         if whole is not None and (side, s.level) in whole.views:
             return whole.views[(side, s.level)], whole.opened[side]
         results = self.results
-        opened = results.opened.get(side)
-        if s.level == 0 and opened is not None:
-            return _clean_view(side, opened, s.scan), opened
-        return results.views.get((side, s.level)), opened
+        return results.views.get((side, s.level)), results.opened.get(side)
 
     def opened(self, side: Side) -> Opened | None:
         """The clean answer that the present result is compared with."""
@@ -382,15 +455,7 @@ class Explorer(QObject):
             view, opened = self._shown(side)
             if view is None or opened is None:
                 continue
-            self.panes.show(
-                view,
-                opened.place,
-                limit=2 * s.top / LEVELS / s.gain,
-                adversarial=s.show_adversarial,
-                title=self.title(side, view),
-            )
-        self.panes.set_visible("perturbation", s.show_perturbation)
-        self.panes.set_visible("adversarial", s.show_adversarial)
+            self.panes.show(view, opened, limit=2 * s.top / LEVELS / s.gain, title=self.title(side, view))
         self.refreshed.emit()
         self.drawn.emit()
 
@@ -402,14 +467,17 @@ class Explorer(QObject):
     # --- the viewer's slice ---------------------------------------------------------------------------------
 
     def _step(self) -> int:
-        dims = self.viewer.dims
+        """Index of the slice shown, along the scan's first axis; other layers may start elsewhere in the world."""
+        scan, dims = self.session.scan, self.viewer.dims
         axis = dims.ndim - 3
-        return int(dims.current_step[axis]) if axis >= 0 else 0
+        if scan is None or scan.ndim == 2 or axis < 0:
+            return 0
+        index: int = round((dims.point[axis] - scan.translate[0]) / scan.spacing[0])
+        return min(max(index, 0), scan.shape[0] - 1)
 
     def _on_step(self) -> None:
-        scan = self.session.scan
-        if scan is not None and scan.ndim == 3:
-            self.session.index = min(max(self._step(), 0), scan.shape[0] - 1)
+        if self.session.scan is not None:
+            self.session.index = self._step()
 
     def _explore_soon(self) -> None:
         self._restart.start()
@@ -421,12 +489,20 @@ class Explorer(QObject):
 _NOTHING = Results()
 
 
-def _clean_view(side: Side, opened: Opened, scan: Scan | None) -> View:
-    from cease_core.evaluation import Distortion
+def takes(card: ModelCard, scan: Scan) -> bool:
+    """Whether a model is made for such scans."""
+    return card.channels == scan.channels and card.ndim <= scan.ndim
 
+
+def _all_known(settings: Settings, results: Results) -> bool:
+    levels = range(1, settings.top + 1)
+    return all((side, level) in results.views for side in SIDES if getattr(settings, side) for level in levels)
+
+
+def _clean_view(opened: Opened, scan: Scan | None) -> View:
     channels = scan.channels if scan is not None else 1
-    zero = np.zeros((channels, *opened.mask.shape), np.float32)
-    return View(side, 0.0, opened.mask, zero, opened.dice, Distortion(0.0, 0.0, float("inf"), 1.0), False)
+    zero = np.broadcast_to(np.float32(0), (channels, *opened.mask.shape))
+    return View(opened.side, 0.0, opened.mask, zero, opened.dice, Distortion(0.0, 0.0, float("inf"), 1.0), False)
 
 
 def _single_shot(parent: QObject, slot: Callable[[], None], milliseconds: int = 0) -> QTimer:

@@ -19,15 +19,27 @@ from numpy.typing import NDArray
 from cease_core.models import ModelCard
 from cease_core.scan import Scan
 from napari_cease.geometry import display_array, layer_geometry
-from napari_cease.jobs.exploration import Side, View
+from napari_cease.jobs.exploration import Opened, Side, View
 
 Role = Literal["scan", "labels", "mask", "perturbation", "adversarial", "scan twin", "labels twin"]
+OURS: tuple[Role, ...] = ("mask", "perturbation", "adversarial")
 
 TITLES: dict[Side, str] = {"undefended": "Undefended", "defended": "Defended"}
 # Two ends of a blue–red scale, bright enough on grey scans and apart for any common colour vision.
 NEGATIVE, POSITIVE = (64, 144, 255), (255, 72, 60)
 STRONGEST_ALPHA = 0.6
-_BLUE, _RED = np.array(NEGATIVE, np.uint8), np.array(POSITIVE, np.uint8)
+
+
+def _scale() -> NDArray[np.uint32]:
+    # The 511 colours from -1 to 1, one number each: a look-up is many times faster than colouring voxel by voxel.
+    steps = np.arange(-255, 256)
+    rgba = np.empty((len(steps), 4), np.uint8)
+    rgba[:, :3] = np.where(steps[:, None] < 0, NEGATIVE, POSITIVE)
+    rgba[:, 3] = np.rint(STRONGEST_ALPHA * np.abs(steps))
+    return rgba.view(np.uint32)[:, 0]
+
+
+_SCALE = _scale()
 
 
 def role_of(layer: Layer) -> tuple[str | None, str | None]:
@@ -51,12 +63,11 @@ def perturbation_rgba(perturbation: NDArray[np.float32], limit: float) -> NDArra
     array
         uint8, shape (*spatial, 4).
     """
-    channel = np.abs(perturbation).argmax(axis=0)[None]
-    value = np.take_along_axis(perturbation, channel, axis=0)[0]
-    strength = np.clip(np.abs(value) / limit, 0, 1)
-    rgba = np.empty((*value.shape, 4), np.uint8)
-    rgba[..., :3] = np.where(value[..., None] < 0, _BLUE, _RED)
-    rgba[..., 3] = np.rint(255 * STRONGEST_ALPHA * strength)
+    value = perturbation[0]
+    for channel in perturbation[1:]:
+        value = np.where(np.abs(channel) > np.abs(value), channel, value)
+    step = np.rint(np.clip(value * np.float32(255 / limit), -255, 255)).astype(np.int16)
+    rgba: NDArray[np.uint8] = _SCALE[step + 255].view(np.uint8).reshape(*value.shape, 4)
     return rgba
 
 
@@ -72,7 +83,12 @@ class Panes:
     def __init__(self, viewer: ViewerModel) -> None:
         self.viewer = viewer
         self.scan: Scan | None = None
+        self._shown: dict[Side, tuple[View, Opened, float, str]] = {}
+        self._twins: list[tuple[Layer, Layer]] = []
         viewer.events.reset_view.connect(self._fit_panes)
+        viewer.layers.events.removed.connect(self._on_removed)
+        for event in (viewer.layers.events.inserted, viewer.layers.events.removed, viewer.layers.events.reordered):
+            event.connect(self._keep_stride)
 
     def find(self, role: Role, side: Side | None = None) -> Any:
         """The layer with this role, or None."""
@@ -91,7 +107,15 @@ class Panes:
         split
             Show two panes side by side; otherwise both models' layers lie over the one scan.
         """
-        self.close()
+        # napari builds its scene once a batch, and not once a layer.
+        with self.viewer.layers.batched_update():
+            self._open(scan, scan_layer, labels_layer, cards, split)
+        self.viewer.layers.selection = {scan_layer}
+
+    def _open(
+        self, scan: Scan, scan_layer: Image, labels_layer: Labels | None, cards: dict[Side, ModelCard], split: bool
+    ) -> None:
+        self._remove()
         self.scan = scan
         first = self.viewer.layers.index(scan_layer) + 1
         split = split and len(cards) == 2
@@ -100,8 +124,6 @@ class Panes:
             right = split and side == "defended"
             at = len(self.viewer.layers) if right else first
             if right:
-                # The twin is the right pane's floor; its index is also the grid's stride.
-                stride = at
                 at += self._insert(at, self._twin(scan_layer, "scan twin"))
             new = [
                 self._adversarial(side),
@@ -116,17 +138,48 @@ class Panes:
                 self._insert(at, self._twin(labels_layer, "labels twin"))
         grid = self.viewer.canvas.grid
         if split:
-            grid.stride, grid.shape, grid.spacing = stride, (1, 2), 8
+            grid.shape, grid.spacing = (1, 2), 8
         if grid.enabled != split:
             grid.enabled = split
-        self.viewer.layers.selection = {scan_layer}
+        self._keep_stride()
 
     def close(self) -> None:
         """Remove our layers, and only ours."""
+        with self.viewer.layers.batched_update():
+            self._remove()
+            self.viewer.canvas.grid.enabled = False
+
+    def _remove(self) -> None:
+        self.scan = None
+        self._shown.clear()
+        for layer, _ in self._twins:
+            for event in edits(layer):
+                event.disconnect(self._follow)
+        self._twins.clear()
         for layer in [x for x in self.viewer.layers if role_of(x)[0] not in (None, "scan", "labels")]:
             self.viewer.layers.remove(layer)
-        self.viewer.canvas.grid.enabled = False
-        self.scan = None
+
+    def _on_removed(self, event: Any) -> None:
+        self._twins = [pair for pair in self._twins if event.value not in pair]
+
+    def _keep_stride(self, _: Any = None) -> None:
+        """Start the right pane at its floor, whatever layers were added, moved or deleted since."""
+        grid = self.viewer.canvas.grid
+        if self.scan is None or not grid.enabled:
+            return
+        floor = self.find("scan twin")
+        if floor is None:
+            grid.enabled = False
+        elif (stride := self.viewer.layers.index(floor)) > 0 and grid.stride != stride:
+            grid.stride = stride
+
+    def _follow(self, _: Any = None) -> None:
+        """Show the user's edits of scan and reference in the right pane too."""
+        for layer, twin in self._twins:
+            if twin.data is layer.data:
+                twin.refresh(thumbnail=False)
+            else:
+                twin.data = layer.data
 
     def _fit_panes(self) -> None:
         # napari fits the scene to the whole canvas; with the grid on, each pane has only its share of it.
@@ -143,57 +196,88 @@ class Panes:
         """Take our layers away and stop listening to the viewer."""
         self.close()
         self.viewer.events.reset_view.disconnect(self._fit_panes)
+        layers = self.viewer.layers.events
+        layers.removed.disconnect(self._on_removed)
+        for event in (layers.inserted, layers.removed, layers.reordered):
+            event.disconnect(self._keep_stride)
 
-    def show(self, view: View, place: tuple[slice | int, ...], *, limit: float, adversarial: bool, title: str) -> None:
-        """Put one model's view into its layers; slices that it does not cover become empty.
+    def show(self, view: View, opened: Opened, *, limit: float, title: str) -> None:
+        """Put one model's view into its visible layers; slices that it does not cover become empty.
 
         Parameters
         ----------
-        place
-            Where on the scan's grid the view lies.
+        opened
+            Where on the scan's grid the view lies, and the model's window.
         limit
             Perturbation, in window fractions, that gets the strongest colour.
-        adversarial
-            Whether the adversarial scan is shown.
         title
             Name of the mask layer, which the pane shows.
         """
-        mask, perturbation = self.find("mask", view.side), self.find("perturbation", view.side)
-        if mask is None or perturbation is None or self.scan is None:
+        now = (view, opened, limit, title)
+        if self.scan is None or self._shown.get(view.side) == now:
             return
-        _fill(mask, place, view.mask)
-        _fill(perturbation, place, perturbation_rgba(view.perturbation, limit))
-        mask.name = title
-        layer = self.find("adversarial", view.side)
-        if adversarial and layer is not None:
-            image = self.scan.image[(slice(None), *place)]
-            # Shown in the units the model's window is in: the perturbation is a share of it.
-            changed = image + view.perturbation * np.float32(layer.metadata["cease"]["width"])
-            _fill(layer, place, display_array(changed, self.scan))
+        self._shown[view.side] = now
+        for role in OURS:
+            layer = self.find(role, view.side)
+            if layer is None:
+                continue
+            if role == "mask":
+                layer.name = title
+            if layer.visible:
+                self._fill(layer, opened.place, self._values(role, view, opened, limit))
+
+    def _values(self, role: Role, view: View, opened: Opened, limit: float) -> NDArray[Any]:
+        assert self.scan is not None
+        if role == "mask":
+            return view.mask
+        if role == "perturbation":
+            return perturbation_rgba(view.perturbation, limit)
+        # In the scan's unit: the perturbation is a share of the window of this side's model.
+        changed = self._clean(opened.place) + view.perturbation * np.float32(opened.window.width)
+        return display_array(changed, self.scan)
+
+    def _clean(self, place: tuple[slice | int, ...]) -> NDArray[np.float32]:
+        assert self.scan is not None
+        return self.scan.image[(slice(None), *place)]
+
+    def _fill(self, layer: Any, place: tuple[slice | int, ...], values: NDArray[Any]) -> None:
+        mark = layer.metadata["cease"]
+        before = mark.get("place", place)
+        if before != place:
+            assert self.scan is not None
+            adversarial = mark["role"] == "adversarial"
+            layer.data[before] = display_array(self._clean(before), self.scan) if adversarial else 0
+        # In place and refreshed: half the time of assigning new data.
+        layer.data[place] = values
+        mark["place"] = place
+        layer.refresh(thumbnail=False, extent=False, highlight=False)
+
+    def _on_visible(self, event: Any) -> None:
+        # A hidden layer is not kept up to date.
+        layer = event.source
+        if layer.visible and (now := self._shown.pop(role_of(layer)[1], None)):  # type: ignore[call-overload]
+            view, opened, limit, title = now
+            self.show(view, opened, limit=limit, title=title)
 
     def set_visible(self, role: Role, visible: bool) -> None:
         """Show or hide the layers of a role on both sides."""
         for layer in self.viewer.layers:
-            if role_of(layer)[0] == role:
+            # Even a visibility that stays the same makes napari build its scene anew.
+            if role_of(layer)[0] == role and layer.visible != visible:
                 layer.visible = visible
-
-    def set_window_width(self, side: Side, width: float) -> None:
-        """Tell the adversarial layer how much of the scan's unit a window fraction is."""
-        layer = self.find("adversarial", side)
-        if layer is not None:
-            layer.metadata["cease"]["width"] = width
 
     def _insert(self, at: int, layer: Layer) -> int:
         self.viewer.layers.insert(at, layer)
+        layer.events.visible.connect(self._on_visible)
         return 1
 
     def _mark(self, role: Role, side: Side | None) -> dict[str, Any]:
-        return {"cease": {"role": role, "side": side, "scan": self.scan, "width": 1.0}}
+        return {"cease": {"role": role, "side": side, "scan": self.scan}}
 
     def _mask(self, side: Side, card: ModelCard, colours: DirectLabelColormap, over: bool) -> Labels:
         assert self.scan is not None
         layer = Labels(
-            np.zeros(self.scan.shape, np.uint8),
+            np.zeros(self.scan.shape, np.min_scalar_type(len(card.classes))),
             name=f"{TITLES[side]}: mask",
             opacity=0.55,
             colormap=colours,
@@ -236,14 +320,17 @@ class Panes:
     def _twin(self, layer: Layer, role: Role) -> Layer:
         assert self.scan is not None
         common: dict[str, Any] = {"name": f"{layer.name} (right)", "metadata": self._mark(role, None)}
+        common |= layer_geometry(self.scan)
         if isinstance(layer, Labels):
-            twin = Labels(
-                layer.data, colormap=layer.colormap, opacity=layer.opacity, **common, **layer_geometry(self.scan)
-            )
+            twin = Labels(layer.data, colormap=layer.colormap, opacity=layer.opacity, **common)
             twin.contour = layer.contour
-            return twin
-        options = {} if layer.rgb else {"contrast_limits": layer.contrast_limits, "colormap": layer.colormap.name}
-        return Image(layer.data, rgb=layer.rgb, **options, **common, **layer_geometry(self.scan))
+        else:
+            options = {} if layer.rgb else {"contrast_limits": layer.contrast_limits, "colormap": layer.colormap.name}
+            twin = Image(layer.data, rgb=layer.rgb, **options, **common)
+        for event in edits(layer):
+            event.connect(self._follow)
+        self._twins.append((layer, twin))
+        return twin
 
     @staticmethod
     def _colours(labels_layer: Labels | None, cards: dict[Side, ModelCard]) -> DirectLabelColormap:
@@ -256,12 +343,6 @@ class Panes:
         return DirectLabelColormap(color_dict=colours)
 
 
-def _fill(layer: Any, place: tuple[slice | int, ...], values: NDArray[Any]) -> None:
-    # In place and refreshed: half the time of assigning new data.
-    data = layer.data
-    if values.shape != data.shape:
-        data[...] = 0 if layer.metadata["cease"]["role"] != "adversarial" else data
-        data[place] = values
-    else:
-        data[...] = values
-    layer.refresh(thumbnail=False, extent=False, highlight=False)
+def edits(layer: Layer) -> list[Any]:
+    """What a layer emits when its values change."""
+    return [layer.events.data, *([layer.events.paint] if isinstance(layer, Labels) else [])]

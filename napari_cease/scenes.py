@@ -13,13 +13,12 @@ DEMO_LEVEL = 8
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene of the demo; ``loss`` is what its attack ascends."""
+    """A scene of the demo."""
 
     key: str
     title: str
     undefended: str
     defended: str
-    loss: str = "soft_dice"
 
     @property
     def scan_path(self) -> Path:

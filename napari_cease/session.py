@@ -53,7 +53,7 @@ class ExplorerSession(EventedModel):
     defended: Path | None = None
     attack: Literal["pgd", "fgsm"] = "pgd"
     norm: Norm = "linf"
-    loss: str = "dice_ce"
+    loss: str = "soft_dice"
     steps: int = Field(default=20, ge=1, le=1000)
     level: int = Field(default=0, ge=0, le=LEVELS)
     top: int = Field(default=16, ge=1, le=LEVELS)

@@ -73,7 +73,8 @@ class Attack(ABC):
     norm
         ``"linf"`` or ``"l2"``.
     loss
-        What is ascended, a key of `cease_core.attacks.LOSSES`.
+        What is ascended, a key of `cease_core.attacks.LOSSES`. The default is the strongest single one on the
+        shipped models (``benchmarks/results/demo_scenes.md``); cross-entropy, the usual choice, the weakest.
     seed
         Of the random start.
 
@@ -85,7 +86,7 @@ class Attack(ABC):
 
     epsilon: float = 8 / 255
     norm: Norm = "linf"
-    loss: str = "dice_ce"
+    loss: str = "soft_dice"
     seed: int = 0
 
     def __post_init__(self) -> None:

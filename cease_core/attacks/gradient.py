@@ -39,7 +39,7 @@ class FGSM(Attack):
 class PGD(Attack):
     """Projected gradient ascent with a random start (Madry et al. 2018, arXiv 1706.06083).
 
-    The strongest iterate is kept per case, so more steps never give a weaker attack.
+    The strongest iterate is kept per case: at a fixed step size, more steps never give a weaker attack.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class PGD(Attack):
             if self.random:
                 start = random_start(problem.images, self.epsilon, self.norm, self.seed, problem.region)
             step_size = self.step_size or min(self.epsilon, max(1 / 255, 2.5 * self.epsilon / self.steps))
-            gradients, cancelled = ascend(
+            gradients, stopped = ascend(
                 problem,
                 problem.clip(start),
                 best,
@@ -88,6 +88,7 @@ class PGD(Attack):
                 step_size=step_size,
                 callback=callback,
             )
+            cancelled = stopped and gradients < self.steps
         return best.result(problem, trace or [best.loss], self.epsilon, gradients, cancelled)
 
 
@@ -107,18 +108,20 @@ def ascend(
 
     Returns
     -------
-    gradients, cancelled
-        Gradient evaluations spent, and whether the callback stopped it.
+    gradients, stopped
+        Gradient evaluations spent, and whether the callback said to stop, be it after the last step.
     """
+    stopped = False
     for done in range(1, steps + 1):
         grad, logits, loss, dice = problem.gradient(delta)
         best.update(delta, logits, loss, dice)
         trace.append(loss)
         moved = delta + step_size * steepest(grad, norm, problem.region)
         delta = problem.clip(project(moved, epsilon, norm, problem.region))
-        if callback is not None and callback(Step(done, steps, loss)) is False:
+        stopped = callback is not None and callback(Step(done, steps, loss)) is False
+        if stopped:
             break
     logits, loss, dice = problem.look(delta)
     best.update(delta, logits, loss, dice)
     trace.append(loss)
-    return done, done < steps
+    return done, stopped

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cease_core.attacks.base import AttackResult, Best, Callback, Problem
+from cease_core.attacks.base import AttackResult, Best, Callback, Problem, Step
 from cease_core.attacks.gradient import FGSM, PGD, ascend
 from cease_core.attacks.norms import project, random_start, steepest
 from cease_core.errors import CeaseError
@@ -79,7 +79,7 @@ def ladder(
     if not radii:
         raise CeaseError("the ladder needs at least one ε above 0.")
     if isinstance(attack, FGSM):
-        rungs = _one_step(attack, problem, radii)
+        rungs = _one_step(attack, problem, radii, callback)
     else:
         rungs = _descend(attack, problem, radii, refine, restarts, callback)
     best: dict[float, Rung] = {}
@@ -89,10 +89,12 @@ def ladder(
     yield from _running_minimum(problem, best)
 
 
-def _one_step(attack: FGSM, problem: Problem, radii: list[float]) -> Iterator[Rung]:
+def _one_step(attack: FGSM, problem: Problem, radii: list[float], callback: Callback | None) -> Iterator[Rung]:
     # The direction of one step does not depend on ε: one gradient serves every rung.
     zero = torch.zeros_like(problem.images)
     grad, *clean = problem.gradient(zero)
+    if callback is not None and callback(Step(1, 1, clean[1])) is False:
+        return
     direction = steepest(grad, attack.norm, problem.region)
     for epsilon in radii:
         best = Best(zero, *clean)
@@ -122,7 +124,7 @@ def _descend(
         )
         steps = attack.steps if full[i] else refine
         for start in starts:
-            spent, cancelled = ascend(
+            spent, stopped = ascend(
                 problem,
                 problem.clip(project(start, epsilon, attack.norm, problem.region)),
                 best,
@@ -135,7 +137,7 @@ def _descend(
                 callback=callback,
             )
             done += spent
-            if cancelled:
+            if stopped:
                 return
         delta = best.delta
         yield Rung(epsilon, best.result(problem, trace, epsilon, gradients=done), done, total)

@@ -41,7 +41,7 @@ class Subject:
     images
         Window fractions, shape (1, C, *part).
     labels
-        Class ids, shape (1, *part).
+        Class ids, shape (1, *part); a multilabel model's own mask keeps a channel a class, (1, K, *part).
     place
         The part of the scan's grid; an integer where a slice was taken.
     reference
@@ -119,7 +119,9 @@ def pose_on_scan(
         seen = Windowed(model, (WINDOW_EDGE,) * 3, overlap=0.5, batch=1)
     if labels is None:
         with torch.no_grad():
-            reference = predict_labels(seen(images), model.mode)
+            logits = seen(images)
+        # Ids cannot say that two structures overlap, and a model has to agree with itself.
+        reference = (logits > 0).float() if model.mode == "multilabel" else predict_labels(logits, model.mode)
     else:
         cut = np.ascontiguousarray(labels[place])
         reference = torch.from_numpy(cut).long().unsqueeze(0).to(device)

@@ -36,9 +36,9 @@ def attack(
         Path | None, typer.Option(help="Reference mask; without one, the model's own clean mask.")
     ] = None,
     norm: Annotated[str, typer.Option(help="linf (every voxel) or l2 (root mean square).")] = "linf",
-    loss: Annotated[str, typer.Option(help="What is ascended: soft_dice, dice_ce, masked_ce or cross_entropy.")] = (
-        "dice_ce"
-    ),
+    loss: Annotated[
+        str, typer.Option(help="What is ascended: soft_dice, dice_ce, masked_ce or cross_entropy.")
+    ] = "soft_dice",
     steps: Annotated[int | None, typer.Option(help="Gradient steps of pgd.", show_default="20")] = None,
     slice_index: Annotated[
         int | None, typer.Option("--slice", help="Attack this slice alone, counted from 0 as displayed.")

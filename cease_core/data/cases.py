@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cease_core.errors import CeaseError
-from cease_core.io import read_labels, read_scan
+from cease_core.io import READABLE, read_labels, read_scan
+from cease_core.io.files import stem
 from cease_core.scan import LabelArray, Scan
 
 
 @dataclass(frozen=True)
 class Case:
-    """A scan and its reference mask on disk, named after the file without its suffixes."""
+    """A scan and its reference mask on disk, named after the file without its suffix."""
 
     name: str
     image: Path
@@ -22,8 +23,8 @@ class Case:
 
 
 def case_name(path: Path) -> str:
-    """File name without its suffixes: ``scd_15.nii.gz`` → ``scd_15``."""
-    return path.name.split(".")[0]
+    """File name without its suffix: ``scd_15.nii.gz`` → ``scd_15``, and ``1.2.840.nii`` → ``1.2.840``."""
+    return stem(path, READABLE)
 
 
 def find_cases(folder: str | Path) -> list[Case]:
@@ -38,16 +39,27 @@ def find_cases(folder: str | Path) -> list[Case]:
     masks = next((folder / n for n in ("labels", "masks") if (folder / n).is_dir()), None)
     if not (folder / "images").is_dir() or masks is None:
         raise CeaseError(f"{folder} needs the folders images/ and labels/ with one mask for each scan.")
-    images = {case_name(p): p for p in sorted((folder / "images").iterdir()) if not p.name.startswith(".")}
-    labels = {case_name(p): p for p in sorted(masks.iterdir()) if not p.name.startswith(".")}
+    images, labels = _by_name(folder / "images"), _by_name(masks)
+    if not images and not labels:
+        raise CeaseError(f"{folder}: images/ and {masks.name}/ are empty; put one mask there for each scan.")
     odd = sorted(images.keys() ^ labels.keys())
-    if odd or not images:
-        example = f", for example {odd[0]}" if odd else ""
+    if odd:
         raise CeaseError(
-            f"{folder}: {len(odd)} files have no partner in images/ and {masks.name}/{example}; "
+            f"{folder}: {len(odd)} files have no partner in images/ and {masks.name}/, for example {odd[0]}; "
             "name each mask like its scan."
         )
     return [Case(name, images[name], labels[name]) for name in images]
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        other = found.setdefault(case_name(path), path)
+        if other is not path:
+            raise CeaseError(f"{folder} holds both {other.name} and {path.name}; keep one file for each case.")
+    return found
 
 
 def load_case(case: Case) -> tuple[Scan, LabelArray]:
@@ -59,7 +71,8 @@ def load_case(case: Case) -> tuple[Scan, LabelArray]:
 def split_cases(cases: Iterable[Case], validation: float) -> tuple[list[Case], list[Case]]:
     """Split into training and validation cases by a hash of the name.
 
-    The side of a case depends on its name alone: adding cases or changing a seed moves none of the others.
+    The sides depend on the names alone, neither on their order nor on a seed, and each case that is added moves
+    at most one other.
 
     Parameters
     ----------

@@ -39,7 +39,10 @@ def mean_dice(mask: LabelArray, reference: LabelArray, classes: Sequence[int]) -
 
 @dataclass(frozen=True)
 class Distortion:
-    """Size of a perturbation in window fractions; PSNR (dB) and SSIM take the window as the data range."""
+    """Size of a perturbation in window fractions; PSNR (dB) and SSIM take the window as the data range.
+
+    SSIM of a volume is the mean over its slices.
+    """
 
     linf: float
     rms: float
@@ -47,13 +50,15 @@ class Distortion:
     ssim: float
 
 
-def distortion(clean: Tensor, adversarial: Tensor) -> Distortion:
+def distortion(clean: Tensor, adversarial: Tensor, *, structure: bool = True) -> Distortion:
     """Measure a perturbation.
 
     Parameters
     ----------
     clean, adversarial
         Window fractions, shape (N, C, *spatial) with two or three spatial axes.
+    structure
+        Whether SSIM is measured, which takes longer than most models; otherwise it is NaN.
 
     Returns
     -------
@@ -63,17 +68,15 @@ def distortion(clean: Tensor, adversarial: Tensor) -> Distortion:
     delta = (adversarial - clean).float()
     rms = float(delta.square().mean().sqrt())
     psnr = math.inf if rms == 0 else -20 * math.log10(rms)
-    return Distortion(float(delta.abs().max()), rms, psnr, _ssim(clean.float(), adversarial.float()))
+    ssim = _ssim(clean.float(), adversarial.float()) if structure else math.nan
+    return Distortion(float(delta.abs().max()), rms, psnr, ssim)
 
 
 def _ssim(clean: Tensor, adversarial: Tensor) -> float:
-    ndim = clean.ndim - 2
-    # MONAI's window of 11 needs an image at least that large; thin volumes are compared slice by slice.
-    if ndim == 3 and min(clean.shape[2:]) < 11:
+    # Volumes are compared slice by slice: that is what is looked at, and a cubic window costs a hundred times more.
+    if clean.ndim == 5:
         clean, adversarial = (t.transpose(1, 2).flatten(0, 1) for t in (clean, adversarial))
-        ndim = 2
     edge = min(11, *clean.shape[2:])
-    edge -= 1 - edge % 2
-    metric = SSIMMetric(spatial_dims=ndim, data_range=1.0, win_size=edge)
+    metric = SSIMMetric(spatial_dims=2, data_range=1.0, win_size=edge - 1 + edge % 2)
     with torch.no_grad():
         return float(metric(adversarial, clean).mean())

@@ -147,5 +147,6 @@ def build(name: str, ndim: int, inputs: int, outputs: int, args: dict[str, Any] 
         raise CeaseError(f"unknown architecture {name!r}; choose one of {', '.join(sorted(ARCHITECTURES))}.")
     try:
         return ARCHITECTURES[name](ndim, inputs, outputs, **(args or {}))
-    except (TypeError, ValueError) as error:
-        raise CeaseError(f"architecture {name!r} cannot be built with {args}: {error}.") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().rstrip(".")
+        raise CeaseError(f"architecture {name!r} cannot be built with {args}: {reason}.") from error

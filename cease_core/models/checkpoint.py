@@ -42,8 +42,9 @@ def save_model(model: SegmentationModel, folder: str | Path, *, half: bool = Fal
             (Path(scratch) / CARD).write_text(model.card.model_dump_json(indent=1) + "\n", encoding="utf-8")
             for name in (WEIGHTS, CARD):
                 os.replace(Path(scratch) / name, folder / name)
-    except OSError as error:
-        raise CeaseError(f"cannot write the model to {folder}: {error.strerror}; choose another folder.") from error
+    except (OSError, SafetensorError) as error:  # a full disk is an OSError for the card, and not for the weights
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CeaseError(f"cannot write the model to {folder}: {reason}; choose another folder.") from error
     return folder
 
 

@@ -64,5 +64,6 @@ def _same_logits(a: SegmentationModel, b: SegmentationModel) -> bool:
     edge = 2 * a.minimum
     generator = torch.Generator().manual_seed(0)
     probe = torch.rand(1, a.card.channels, *(edge,) * a.card.ndim, generator=generator)
+    probe = probe.to(next(a.parameters()).device)
     first, second = a(probe), b(probe)
     return bool((first - second).abs().max() <= TOLERANCE * first.abs().max().clamp_min(1.0))

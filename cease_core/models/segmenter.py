@@ -50,7 +50,8 @@ class SegmentationModel(nn.Module):
     @property
     def minimum(self) -> int:
         """Smallest edge of an input that still reaches the coarsest level with two samples."""
-        return self.backbone.multiple * self.card.downsample
+        # Padding rounds up, so one voxel more than reaches it with one sample; instance norms fail on a single one.
+        return self.backbone.multiple * self.card.downsample + 1
 
     def encode(self, images: Tensor) -> Features:
         """Encoder features from fine to coarse, at the working resolution."""

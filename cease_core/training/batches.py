@@ -21,6 +21,7 @@ from monai.transforms.spatial.dictionary import RandAffined, RandFlipd, RandRota
 from torch import Tensor
 
 from cease_core.data.cases import Case, load_case
+from cease_core.errors import CeaseError
 from cease_core.training.config import TrainingConfig
 
 
@@ -34,10 +35,21 @@ class Sample:
 
 
 def load_samples(cases: Sequence[Case], config: TrainingConfig) -> list[Sample]:
-    """Read all cases; a 2-D model sees a volume as its slices, in the volume's own window."""
+    """Read all cases; a 2-D model sees a volume as its slices, in the volume's own window.
+
+    Raises
+    ------
+    CeaseError
+        If a case does not fit the config.
+    """
     samples = []
     for case in cases:
         scan, labels = load_case(case)
+        if scan.channels != config.channels or scan.ndim < config.ndim:
+            raise CeaseError(
+                f"{case.name} is {scan.ndim}-D with channels = {scan.channels}, but the config says "
+                f"ndim = {config.ndim} and channels = {config.channels}; correct the config or leave the case out."
+            )
         window = config.window.resolve(scan)
         image = torch.from_numpy((scan.image - window.low) / window.width)
         mask = torch.from_numpy(np.ascontiguousarray(labels)).unsqueeze(0)

@@ -26,7 +26,7 @@ class AdversarialTraining(_Strict):
     epsilon: float = Field(default=8 / 255, gt=0)
     steps: int = Field(default=3, ge=1)
     clean_weight: float = Field(default=0.5, ge=0, le=1)
-    loss: str = "dice_ce"
+    loss: Literal["soft_dice", "dice_ce", "masked_ce", "cross_entropy"] = "dice_ce"
 
 
 class DataSource(_Strict):

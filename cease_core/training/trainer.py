@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -86,11 +87,22 @@ def train(
     transform.set_random_state(seed=config.seed)
     samples = load_samples(train_cases, config)
     held_out = load_samples(validation_cases, config)
+    if not samples or not any(s.labels.any() for s in held_out):
+        raise CeaseError(
+            "training needs an image to learn from and one with foreground to validate on; add cases or change "
+            "data.validation."
+        )
     card = _card(config, train_cases, validation_cases)
     # Samples are already at the working resolution.
     model = SegmentationModel(card.model_copy(update={"downsample": 1}))
     if config.start:
-        model.backbone.load_state_dict(load_model(find_model(config.start)).backbone.state_dict())
+        try:
+            model.backbone.load_state_dict(load_model(find_model(config.start)).backbone.state_dict())
+        except RuntimeError as error:
+            raise CeaseError(
+                f"start: {config.start} has other layers than the config's {config.architecture}; choose a model of "
+                "the same architecture, channels and classes."
+            ) from error
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
     optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     per_epoch = max(1, len(samples) // min(config.batch_size, len(samples)))
@@ -100,7 +112,10 @@ def train(
     best, first, gradients, seconds = -1.0, 0, 0, 0.0
     state_path = out / STATE
     if resume and state_path.is_file():
-        state = torch.load(state_path, weights_only=True)
+        try:
+            state = torch.load(state_path, weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+            raise CeaseError(f"{state_path} is damaged; start a new run in another folder.") from error
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])

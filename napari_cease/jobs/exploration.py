@@ -120,7 +120,7 @@ class _Pane:
             self.subject.mask(logits),
             delta[0].cpu().numpy(),
             float(dice),
-            distortion(images, images + delta),
+            distortion(images, images + delta, structure=not preview),
             preview,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from qtpy.QtCore import QObject, Signal
 
@@ -23,7 +24,7 @@ class Worker(QObject):
     that whatever an overtaken job still says can be told apart and dropped.
     """
 
-    event = Signal(int, object)
+    said = Signal(int, object)
     failed = Signal(int, str)
     finished = Signal(int)
 
@@ -72,15 +73,16 @@ class Worker(QObject):
                 generation, job, stop = self._pending
                 self._pending = None
             try:
-                job(lambda e, g=generation: self._say(self.event, g, e), stop.is_set)  # type: ignore[misc]
+                job(lambda e, g=generation: self._say("said", g, e), stop.is_set)  # type: ignore[misc]
             except CeaseError as error:
-                self._say(self.failed, generation, str(error))
+                self._say("failed", generation, str(error))
             except Exception as error:
                 log.exception("a job failed")
-                self._say(self.failed, generation, f"The attack stopped on an unexpected error: {error!r}.")
-            self._say(self.finished, generation)
+                self._say("failed", generation, f"The attack stopped on an unexpected error: {error!r}.")
+            self._say("finished", generation)
 
-    def _say(self, signal: Signal, *values: object) -> None:
-        # After shutdown the receiver may be gone together with the window.
+    def _say(self, signal: str, *values: object) -> None:
+        # After shutdown, or when the window was closed, the receiver may be gone.
         if not self._closing:
-            signal.emit(*values)
+            with suppress(RuntimeError):
+                getattr(self, signal).emit(*values)

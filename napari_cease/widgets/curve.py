@@ -28,6 +28,7 @@ class DiceCurve(pg.PlotWidget):
         self.setYRange(0, 1, padding=0.04)
         self.getPlotItem().getAxis("left").setTicks([[(v, f"{v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]])
         self.addLegend(offset=(-4, 4), labelTextSize="8pt")
+        self._points: dict[Side, tuple[list[int], list[float]]] = {}
         self.lines = {
             side: self.plot(
                 [],
@@ -48,6 +49,12 @@ class DiceCurve(pg.PlotWidget):
     def set_top(self, top: int) -> None:
         """Largest ε on the axis, in 1/255."""
         self.setXRange(0, top, padding=0.03)
+
+    def show_points(self, side: Side, levels: list[int], dice: list[float]) -> None:
+        """Draw one model's curve, if it has changed: a repaint costs some milliseconds."""
+        if self._points.get(side) != (levels, dice):
+            self._points[side] = (levels, dice)
+            self.lines[side].setData(levels, dice)
 
     def set_colour(self, colour: str) -> None:
         """Axes and labels in the theme's text colour."""

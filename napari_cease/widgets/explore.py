@@ -4,6 +4,7 @@ This module keeps its annotations as objects, since napari looks at them to hand
 """
 
 import math
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from cease_core.attacks import LOSSES
 from cease_core.errors import CeaseError
 from cease_core.models import ModelCard, available_models
 from cease_core.models.checkpoint import load_card
-from napari_cease.explorer import Explorer
+from napari_cease.explorer import Explorer, takes
 from napari_cease.jobs.exploration import SIDES, Side
 from napari_cease.layers import TITLES, role_of
 from napari_cease.session import ExplorerSession
@@ -51,6 +52,7 @@ LOSS_TITLES = {
 }
 OWN_MASK = "the model's own clean mask"
 NO_MODEL = "none"
+_KEEP: Any = object()
 
 
 class AttackExplorer(QScrollArea):
@@ -72,7 +74,7 @@ class AttackExplorer(QScrollArea):
         self._fitting: dict[Path, ModelCard] = {}
         self._build()
         self._connect()
-        self._refill()
+        self._on_scan()
         self._on_theme()
 
     # --- what it is made of ---------------------------------------------------------------------------------
@@ -92,11 +94,14 @@ class AttackExplorer(QScrollArea):
         self.labels = _combo(
             "The mask that both models are judged by; without one, each model's own clean mask",
             lambda _: self._labels_choices(),
+            OWN_MASK,
         )
         self.models: dict[Side, ComboBox] = {
-            "undefended": _combo("A model trained as usual", lambda _: self._model_choices()),
+            "undefended": _combo("A model trained as usual", lambda _: self._model_choices(), NO_MODEL),
             "defended": _combo(
-                "A model trained to hold, attacked in its own right at the same ε", lambda _: self._model_choices()
+                "A model trained to hold, attacked in its own right at the same ε",
+                lambda _: self._model_choices(),
+                NO_MODEL,
             ),
         }
         self.attack = _combo("How the perturbation is searched", [(t, k) for k, t in ATTACK_TITLES.items()])
@@ -225,7 +230,7 @@ class AttackExplorer(QScrollArea):
 
     def _connect(self) -> None:
         s = self.session
-        self.scan.changed.connect(self._on_chosen)
+        self.scan.changed.connect(self._on_scan)
         self.labels.changed.connect(self._on_chosen)
         for side, box in self.models.items():
             box.changed.connect(lambda folder, side=side: self._set(side, folder))
@@ -253,6 +258,7 @@ class AttackExplorer(QScrollArea):
         layers = self.viewer.layers.events
         for event in (layers.inserted, layers.removed, layers.reordered):
             event.connect(self._on_layers)
+        layers.renamed.connect(self._on_renamed)
         self.viewer.events.theme.connect(self._on_theme)
         # napari neither closes nor destroys a removed dock at once: the window's own events are watched too.
         self.viewer.window._qt_window.installEventFilter(self)
@@ -279,32 +285,59 @@ class AttackExplorer(QScrollArea):
             # A reference that our samples made: a layer's constructor takes no contour.
             layer.contour = layer.metadata["cease"]["contour"]
         self._refill()
+        if event.type == "inserted" and self.labels.value is None and layer is self._labels_of(self.scan.value):
+            self.labels.value = layer
+
+    def _on_renamed(self, event: Any) -> None:
+        if role_of(self.viewer.layers[event.index])[0] in (None, "scan", "labels"):
+            self._offer_layers()
 
     def _scan_choices(self) -> list[tuple[str, Image]]:
         layers = self.viewer.layers
         return [(x.name, x) for x in layers if isinstance(x, Image) and role_of(x)[0] in (None, "scan")]
 
-    def _labels_choices(self) -> list[tuple[str, Labels | None]]:
+    def _labels_choices(self) -> list[tuple[str, Labels]]:
         layers = self.viewer.layers
-        masks = [(x.name, x) for x in layers if isinstance(x, Labels) and role_of(x)[0] in (None, "labels")]
-        return [(OWN_MASK, None), *masks]
+        return [(x.name, x) for x in layers if isinstance(x, Labels) and role_of(x)[0] in (None, "labels")]
 
-    def _model_choices(self) -> list[tuple[str, Path | None]]:
-        return [(NO_MODEL, None), *((card.title, folder) for folder, card in self._fitting.items())]
+    def _model_choices(self) -> list[tuple[str, Path]]:
+        return [(card.title, folder) for folder, card in self._fitting.items()]
 
-    def _offer_layers(self) -> None:
-        """Offer the viewer's layers, keeping what is chosen."""
+    def _offer_layers(self, *chosen: Image | Labels | None) -> None:
+        """Offer the viewer's layers; choose the given scan and reference, or keep what is chosen."""
         self._filling = True
-        self.scan.reset_choices()
-        self.labels.reset_choices()
+        for box, layer in zip_longest((self.scan, self.labels), chosen, fillvalue=_KEEP):
+            box.reset_choices()
+            if layer is not _KEEP and layer in box.choices:
+                box.value = layer
         self._filling = False
+
+    def _labels_of(self, scan: Image | None) -> Labels | None:
+        """The reference that came with a scan; else the present one, if it has the scan's shape."""
+        mark = scan.metadata.get("cease", {}).get("scan") if scan is not None else None
+        for _, layer in self._labels_choices():
+            if mark is not None and layer.metadata.get("cease", {}).get("scan") is mark:
+                return layer
+        now: Labels | None = self.labels.value
+        if scan is None or now is None or now.data.shape != scan.data.shape[: scan.ndim]:
+            return None
+        return now
 
     def _refill(self) -> None:
         """After layers came or went: take the first scan that appears, let go of what has left."""
         scan, mask = self.scan.value, self.labels.value
         self._offer_layers()
-        if self.scan.value is not scan or self.labels.value is not mask:
+        if self.scan.value is not scan:
+            self._on_scan()
+        elif self.labels.value is not mask:
             self._on_chosen()
+
+    def _on_scan(self, _: Any = None) -> None:
+        if not self._filling:
+            self._filling = True
+            self.labels.value = self._labels_of(self.scan.value)
+            self._filling = False
+            self._apply(None)
 
     def _on_chosen(self, _: Any = None) -> None:
         if not self._filling:
@@ -315,6 +348,9 @@ class AttackExplorer(QScrollArea):
             self.explorer.choose(self.scan.value, self.labels.value, models)
         except CeaseError as error:
             show_error(str(error))
+            if self.explorer.scan_layer not in self.viewer.layers:
+                self.explorer.choose(None, None)
+            self._offer_layers(self.explorer.scan_layer, self.explorer.labels_layer)
         self._offer_models()
         self._on_busy(not self.explorer.settled)
         self._on_refreshed()
@@ -325,7 +361,7 @@ class AttackExplorer(QScrollArea):
         fitting: dict[Path, ModelCard] = {}
         if scan is not None:
             for folder, card in available_models().items():
-                if card.channels == scan.channels and card.ndim <= scan.ndim:
+                if takes(card, scan):
                     fitting[folder] = card
         for side in SIDES:
             now = getattr(self.session, side)
@@ -343,10 +379,7 @@ class AttackExplorer(QScrollArea):
         self, scan: Image, labels: Labels | None = None, undefended: Path | None = None, defended: Path | None = None
     ) -> None:
         """Open a scan with models; what a user would do by hand in the four boxes."""
-        self._offer_layers()
-        self._filling = True
-        self.scan.value, self.labels.value = scan, labels
-        self._filling = False
+        self._offer_layers(scan, labels)
         self._apply({"undefended": undefended, "defended": defended})
 
     # --- what is shown --------------------------------------------------------------------------------------
@@ -387,10 +420,10 @@ class AttackExplorer(QScrollArea):
                 values["dice"] = f"{view.dice:.3f}"
                 values["linf"] = in_unit(d.linf * opened.window.width, scan.unit)
                 values["psnr"] = "∞" if math.isinf(d.psnr) else f"{d.psnr:.1f} dB"
-                values["ssim"] = f"{d.ssim:.3f}"
+                values["ssim"] = "–" if math.isnan(d.ssim) else f"{d.ssim:.3f}"
             for key, text in values.items():
                 self.figures[key, side].setText(text)
-            self.curve.lines[side].setData(*self.explorer.results.curve(side))
+            self.curve.show_points(side, *self.explorer.results.curve(side))
         self.note.setText(self._note(preview))
 
     def _note(self, preview: bool) -> str:
@@ -466,6 +499,7 @@ class AttackExplorer(QScrollArea):
             self.viewer.layers.events.reordered,
         ):
             event.disconnect(self._on_layers)
+        self.viewer.layers.events.renamed.disconnect(self._on_renamed)
         self.viewer.events.theme.disconnect(self._on_theme)
         self.explorer.close()
 
@@ -494,9 +528,12 @@ def in_unit(value: float, unit: str) -> str:
     return f"{value:.{digits}f} {name}"
 
 
-def _combo(tooltip: str, choices: Any) -> ComboBox:
+def _combo(tooltip: str, choices: Any, nothing: str = "") -> ComboBox:
     # Choices belong to the constructor: magicgui asks for them again whenever the box gets another parent.
-    box = ComboBox(tooltip=tooltip, choices=choices)
+    # It tells of a change to "nothing" only where that is its own null choice.
+    box = ComboBox(tooltip=tooltip, choices=choices, nullable=bool(nothing))
+    box.null_string = nothing
+    box.reset_choices()
     box.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
     box.native.setMinimumWidth(120)
     return box

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ class SmoothNet(nn.Module):
             self.first = conv(calibration.shape[1], 6, 3, padding=1)
             self.last = conv(6, OUTPUTS[mode], 3, padding=1)
         with torch.no_grad():
-            self.first.weight *= 8
+            self.first.weight *= 8 / (calibration.max() - calibration.min())
             logits = self(calibration).transpose(0, 1).flatten(1)
             deviation = logits.std(dim=1)
             self.last.weight /= deviation.view(-1, *(1,) * (ndim + 1))
@@ -48,7 +49,8 @@ class Target:
     labels: Tensor
 
 
-def target(mode: Mode, ndim: int, low: float = 0.0, high: float = 1.0, cases: int = 3) -> Target:
+@cache
+def target(mode: Mode, ndim: int, low: float = 0.0, high: float = 1.0, cases: int = 2) -> Target:
     """Blurred noise with many values at ``low`` and ``high`` exactly, where clipping bites."""
     generator = torch.Generator().manual_seed(1)
     shape = (16, 14) if ndim == 2 else (8, 6, 7)
