@@ -21,7 +21,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from cease_core.errors import CeaseError
 from cease_core.evaluation import Distortion
-from cease_core.models import ModelCard, SegmentationModel, load_model, prepare
+from cease_core.models import ModelCard, SegmentationModel, best_device, load_model, prepare
 from cease_core.models.checkpoint import load_card
 from cease_core.scan import Scan, check_labels
 from napari_cease.geometry import scan_of_layer
@@ -39,14 +39,14 @@ from napari_cease.jobs.worker import Worker
 from napari_cease.layers import TITLES, Panes, edits
 from napari_cease.session import LEVELS, ExplorerSession, Reference
 
-KEPT = 24
-"""Explorations (slice × settings) whose results stay in memory."""
+KEPT_BYTES = 512 * 2**20
+"""Memory for the results of slices and settings that were looked at before; the oldest give way."""
 
 
 @lru_cache(maxsize=8)
 def _prepared(folder: Path, stamp: float) -> SegmentationModel:
     del stamp  # part of the key: a model that was trained again is loaded again
-    return prepare(load_model(folder))
+    return prepare(load_model(folder), best_device())
 
 
 def _loader(folder: Path) -> Callable[[], SegmentationModel]:
@@ -78,6 +78,11 @@ class Results:
     opened: dict[Side, Opened] = field(default_factory=dict)
     views: dict[tuple[Side, int], View] = field(default_factory=dict)
     complete: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the views hold."""
+        return sum(v.mask.nbytes + v.perturbation.nbytes for v in self.views.values())
 
     def curve(self, side: Side) -> tuple[list[int], list[float]]:
         """Levels and Dice of the ladder's own results, from 0 up."""
@@ -296,8 +301,7 @@ class Explorer(QObject):
         self._cancelled = False
         results = self._known.pop(key, None) or Results()
         self._known[key] = results
-        while len(self._known) > KEPT:
-            self._known.popitem(last=False)
+        self._forget()
         self._volume_running = None
         if not results.complete:
             results.views = {k: v for k, v in results.views.items() if not v.preview}
@@ -310,6 +314,11 @@ class Explorer(QObject):
             self._running = None
             self.worker.submit(lambda emit, stopped: None)
         self._on_level()
+
+    def _forget(self) -> None:
+        held = sum(results.nbytes for results in self._known.values())
+        while held > KEPT_BYTES and len(self._known) > 1:
+            held -= self._known.popitem(last=False)[1].nbytes
 
     def attack_volume(self) -> None:
         """Attack the whole scan at the present ε, in the background."""
@@ -357,6 +366,7 @@ class Explorer(QObject):
             epsilons=epsilons,
             extent="volume" if whole else "slice",
             index=s.index,
+            device=best_device(),
         )
 
     def _wants(self) -> float | None:
@@ -425,7 +435,8 @@ class Explorer(QObject):
 
     def _on_level(self) -> None:
         level = self.session.level
-        known = all((side, level) in self.results.views for side in self.cards_chosen())
+        views = [self.results.views.get((side, level)) for side in self.cards_chosen()]
+        known = all(view is not None and not view.preview for view in views)
         self._wanted = None if known or level == 0 else level
         self._draw.start()
         if self._wanted is not None and self._running is None and self._volume_running is None:

@@ -18,7 +18,7 @@ from cease_core.cli.outputs import Outcome, prepare_folder, write_outcome
 from cease_core.cli.progress import INTERRUPTED, interruptible, make_progress
 from cease_core.errors import CeaseError
 from cease_core.io import read_labels, read_scan
-from cease_core.models import find_model, load_model, prepare
+from cease_core.models import best_device, find_model, load_model, prepare
 from cease_core.scan import Scan
 
 
@@ -113,7 +113,7 @@ def _build(request: AttackRequest) -> Attack:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` takes a CUDA card if there is one.
+    """The device of that name; ``auto`` takes the fastest.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def choose_device(name: str) -> torch.device:
         If torch has no such device here.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        return best_device()
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -4,7 +4,7 @@ from cease_core.models.architectures import ARCHITECTURES, build
 from cease_core.models.card import ClassInfo, Mode, ModelCard, WindowRule
 from cease_core.models.checkpoint import load_model, save_model
 from cease_core.models.library import available_models, find_model
-from cease_core.models.prepare import prepare
+from cease_core.models.prepare import best_device, prepare
 from cease_core.models.segmenter import SegmentationModel, Segmenter, predict_labels
 from cease_core.models.windowed import Windowed
 
@@ -18,6 +18,7 @@ __all__ = [
     "WindowRule",
     "Windowed",
     "available_models",
+    "best_device",
     "build",
     "find_model",
     "load_model",

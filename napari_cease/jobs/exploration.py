@@ -7,6 +7,7 @@ one forward pass.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +27,8 @@ from cease_core.scan import LabelArray, Scan, Window
 
 Side = Literal["undefended", "defended"]
 SIDES: tuple[Side, ...] = ("undefended", "defended")
+AHEAD = 1.0
+"""Seconds that the ladder may wait for previews nobody has asked for yet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,7 @@ class Request:
     epsilons: tuple[float, ...]
     extent: Extent
     index: int
-    device: str = "cpu"
+    device: torch.device | str = "cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,25 +160,35 @@ def explore(request: Request, emit: Emit, wanted: Wanted, stopped: Stopped) -> N
     """
     panes = _open_panes(request, emit, stopped)
     attack = request.attack
-    previewed: set[float] = set()
+    previewed: set[tuple[float, bool]] = set()
+
+    def preview(epsilon: float) -> None:
+        missing = [p for p in panes if epsilon not in p.known]
+        # Twice at most: from the gradient at the clean image, and from the ladder once it has come that far.
+        source = (epsilon, all(any(e >= epsilon for e in p.known) for p in missing))
+        if source in previewed:
+            return
+        previewed.add(source)
+        for view in [p.preview(epsilon, attack.norm) for p in missing]:
+            if view is not None and not stopped():
+                emit(view)
 
     def serve() -> None:
         epsilon = wanted()
-        if epsilon is None or epsilon in previewed:
-            return
-        missing = [p for p in panes if epsilon not in p.known]
-        views = [p.preview(epsilon, attack.norm) for p in missing]
-        if all(v is not None for v in views):
-            previewed.add(epsilon)
-        for view in views:
-            if view is not None:
-                emit(view)
+        if epsilon is not None:
+            preview(epsilon)
 
     for pane in panes:
         if stopped():
             return
         pane.aim(attack)
-    serve()
+    # Most previews cost less than one gradient: in advance, they answer a drag through the range at once.
+    ahead = time.monotonic() + AHEAD
+    for epsilon in sorted(request.epsilons):
+        serve()
+        if stopped() or time.monotonic() > ahead:
+            break
+        preview(epsilon)
 
     steps = [0] * len(panes)
     total = [1] * len(panes)

@@ -8,6 +8,7 @@ import pytest
 from cease_core.attacks import FGSM, PGD
 from cease_core.errors import CeaseError
 from cease_core.models import load_model, prepare
+from napari_cease.jobs import exploration
 from napari_cease.jobs.exploration import SIDES, Opened, Progress, Request, View, attack_volume, explore
 
 LADDER = tuple(level / 255 for level in range(1, 7))
@@ -67,35 +68,27 @@ def test_progress_counts_up_to_its_total(ask, picture):
     assert all(s.done <= s.total for s in steps)
 
 
-def test_a_wanted_radius_gets_a_marked_preview_once_and_then_the_real_thing(ask, picture):
-    wanted = LADDER[1]
+def test_a_wanted_radius_is_the_first_to_get_a_preview_and_then_the_real_thing(ask, picture):
+    wanted = LADDER[2]
     events = run(ask(*picture), wanted=lambda: wanted)
     first = views(events, preview=True)
-    assert [(v.side, v.epsilon) for v in first] == [(side, wanted) for side in SIDES]
-    for side in SIDES:
-        order = [e.preview for e in events if isinstance(e, View) and (e.side, e.epsilon) == (side, wanted)]
-        assert order[0] is True
-        assert not any(order[1:])
-        assert len(order) > 1
+    assert [(v.side, v.epsilon) for v in first[:2]] == [(side, wanted) for side in SIDES]
     # Previews come before the first gradient step of the ladder.
     assert events.index(first[0]) < next(i for i, e in enumerate(events) if isinstance(e, Progress))
+    for side in SIDES:
+        order = [e.preview for e in events if isinstance(e, View) and (e.side, e.epsilon) == (side, wanted)]
+        assert order == sorted(order, reverse=True), "a preview never replaces the real thing"
+        assert 1 <= sum(order) <= 2
+        assert order[-1] is False
 
 
-def test_a_radius_that_is_known_gets_no_preview(ask, picture):
-    known = []
-
-    def wanted():
-        return LADDER[-1] if len(known) >= 2 else None
-
-    events = []
-
-    def emit(event):
-        events.append(event)
-        if isinstance(event, View) and event.epsilon == LADDER[-1]:
-            known.append(event)
-
-    explore(ask(*picture), emit, wanted, lambda: False)
-    assert not views(events, preview=True)
+def test_every_radius_gets_a_preview_in_advance_where_that_is_quick(ask, picture, monkeypatch):
+    monkeypatch.setattr(exploration, "AHEAD", 60)
+    events = run(ask(*picture))
+    first = events[: events.index(next(e for e in events if isinstance(e, Progress)))]
+    assert {(v.side, v.epsilon) for v in views(first, preview=True)} == {(s, e) for s in SIDES for e in LADDER}
+    monkeypatch.setattr(exploration, "AHEAD", -1)
+    assert not views(run(ask(*picture)), preview=True)
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 5, 9])
