@@ -206,10 +206,10 @@ class Rig:
         start = time.perf_counter()
         for i, level in enumerate(levels):
             now = time.perf_counter()
-            before = slider.value()
-            send(QEvent.Type.MouseMove, centre(level), none, left)
-            if slider.value() != before:
+            if slider.value() != level:
                 self.pending.append(now)
+            send(QEvent.Type.MouseMove, centre(level), none, left)
+            assert slider.value() == level
             due = start + (i + 1) * tick / 1000
             self.wait(lambda due=due: time.perf_counter() >= due)
         self.sweep.seconds = time.perf_counter() - start

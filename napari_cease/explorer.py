@@ -1,8 +1,8 @@
 """The explorer without its dock: listens to the session, runs the attacks, and lays out the results.
 
 Results are kept for every slice that was looked at, so a slider tick whose ε is known draws at once; one that
-is not yet known is answered by the worker with a preview. Drawing is paced: the newest tick is drawn when the
-event loop is free, and never more than one at a time.
+is not yet known is answered by the worker with a preview. What the worker says is drawn when the event loop is
+free, several events at a time, and nothing is drawn twice.
 """
 
 from __future__ import annotations
@@ -438,7 +438,8 @@ class Explorer(QObject):
         views = [self.results.views.get((side, level)) for side in self.cards_chosen()]
         known = all(view is not None and not view.preview for view in views)
         self._wanted = None if known or level == 0 else level
-        self._draw.start()
+        # At once, so that the slider's own repaint and the canvas's are one; a timer would come between them.
+        self.draw()
         if self._wanted is not None and self._running is None and self._volume_running is None:
             # Cancelled before it came to this ε.
             self.explore()
@@ -461,6 +462,7 @@ class Explorer(QObject):
 
     def draw(self) -> None:
         """Give the panes what is known at the present ε; what is not known yet keeps the last picture."""
+        self._draw.stop()
         s = self.session
         for side in self.cards_chosen():
             view, opened = self._shown(side)
