@@ -25,8 +25,10 @@ class DiceCurve(pg.PlotWidget):
         self.getPlotItem().showGrid(x=True, y=True, alpha=0.2)
         self.setLabel("bottom", "ε (1/255 of the window)")
         self.setLabel("left", "Dice")
-        self.setYRange(0, 1, padding=0.04)
-        self.getPlotItem().getAxis("left").setTicks([[(v, f"{v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]])
+        self.setYRange(0, 1, padding=0.06)
+        left = self.getPlotItem().getAxis("left")
+        left.setStyle(hideOverlappingLabels=False)  # or 0 and 1 vanish at the ends
+        left.setTicks([[(v, f"{v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]])
         self.addLegend(offset=(-4, 4), labelTextSize="8pt")
         self._points: dict[Side, tuple[list[int], list[float]]] = {}
         self.lines = {
@@ -56,8 +58,9 @@ class DiceCurve(pg.PlotWidget):
             self._points[side] = (levels, dice)
             self.lines[side].setData(levels, dice)
 
-    def set_colour(self, colour: str) -> None:
-        """Axes and labels in the theme's text colour."""
+    def set_colours(self, colour: str, ground: str) -> None:
+        """Axes and labels in the theme's text colour, on its background."""
+        self.setBackground(ground)
         for name in ("bottom", "left"):
             axis = self.getPlotItem().getAxis(name)
             axis.setPen(colour)

@@ -483,7 +483,8 @@ class AttackExplorer(QScrollArea):
         self.explorer.attack_volume()
 
     def _on_theme(self, _: Any = None) -> None:
-        self.curve.set_colour(get_theme(self.viewer.theme).text.as_hex())
+        theme = get_theme(self.viewer.theme)
+        self.curve.set_colours(theme.text.as_hex(), theme.background.as_hex())
 
     # --- the end --------------------------------------------------------------------------------------------
 
