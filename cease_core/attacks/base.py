@@ -73,8 +73,8 @@ class Attack(ABC):
     norm
         ``"linf"`` or ``"l2"``.
     loss
-        What is ascended, a key of `cease_core.attacks.LOSSES`. The default is the strongest single one on the
-        shipped models (``benchmarks/results/demo_scenes.md``); cross-entropy, the usual choice, the weakest.
+        What is ascended, a key of `cease_core.attacks.LOSSES`. The default is the strongest single one,
+        or within .01 of it, on five of the six shipped models (``benchmarks/results/demo_scenes.md``).
     seed
         Of the random start.
 
