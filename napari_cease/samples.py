@@ -14,7 +14,6 @@ import numpy as np
 
 from cease_core.errors import CeaseError
 from cease_core.io import read_labels, read_scan
-from cease_core.models.card import PALETTE
 from cease_core.scan import LabelArray, Scan
 from napari_cease.geometry import layer_geometry
 from napari_cease.readers import LayerData, scan_layers
@@ -200,6 +199,8 @@ def labels_layer(labels: LabelArray, scan: Scan, classes: dict[int, str] | None 
 def class_colours(classes: Iterable[int]) -> Any:
     """The palette of model cards as a napari label colormap, so that a class looks the same everywhere."""
     from napari.utils.colormaps import DirectLabelColormap
+
+    from cease_core.models.card import PALETTE
 
     colours: dict[int | None, str] = {c: PALETTE[(c - 1) % len(PALETTE)] for c in classes}
     return DirectLabelColormap(color_dict={None: "transparent", 0: "transparent", **colours})

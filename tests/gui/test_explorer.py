@@ -138,7 +138,7 @@ def test_a_tick_is_answered_by_a_preview_while_the_attack_runs(docked, picture, 
 def test_after_cancelling_an_unknown_epsilon_is_looked_for_again(opened, qtbot):
     _, dock, *_ = opened
     dock.session.steps = 400
-    qtbot.waitUntil(lambda: dock.explorer._running is not None, timeout=WAIT)
+    qtbot.waitUntil(lambda: dock.explorer._running is not None and bool(dock.explorer.results.opened), timeout=WAIT)
     dock.explorer.cancel()
     settle(qtbot, dock)
     dock.slider.setValue(2)

@@ -45,7 +45,8 @@ def test_the_mask_lies_on_the_image_and_its_classes_have_names(key):
         assert labels[part] == image[part]
     role = labels["metadata"]["cease"]
     assert role["role"] == "labels"
-    assert role["contour"] == 2
+    # Two voxels of outline would hide a structure of a few.
+    assert role["contour"] == (2 if max(mask.shape[-2:]) >= 128 else 1)
     assert role["scan"] is image["metadata"]["cease"]["scan"]
     assert mask.dtype == np.int32
     assert mask.shape == role["scan"].shape
