@@ -22,7 +22,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from cease_core.errors import CeaseError
 from cease_core.evaluation import Distortion
 from cease_core.models import ModelCard, SegmentationModel, best_device, load_model, prepare
-from cease_core.models.checkpoint import load_card
+from cease_core.models.checkpoint import WEIGHTS, load_card
 from cease_core.scan import Scan, check_labels
 from napari_cease.geometry import scan_of_layer
 from napari_cease.jobs.exploration import (
@@ -50,7 +50,9 @@ def _prepared(folder: Path, stamp: float) -> SegmentationModel:
 
 
 def _loader(folder: Path) -> Callable[[], SegmentationModel]:
-    return lambda: _prepared(folder, (folder / "model.safetensors").stat().st_mtime if folder.is_dir() else 0.0)
+    weights = folder / WEIGHTS
+    # Missing weights have no time; loading them then says what is wrong.
+    return lambda: _prepared(folder, weights.stat().st_mtime if weights.is_file() else 0.0)
 
 
 class Settings(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from itertools import pairwise
 
@@ -383,6 +384,19 @@ def test_models_for_other_channels(opened, models, volume, errors, qtbot):
     settle(qtbot, dock)
     usable(dock, qtbot, scan)
     assert len(errors) == 1
+
+
+def test_a_model_whose_weights_are_missing(opened, models, errors, tmp_path, qtbot):
+    _, dock, *_ = opened
+    lost = shutil.copytree(models("polyp")["undefended"], tmp_path / "lost")
+    (lost / "model.safetensors").unlink()
+    dock.session.undefended = lost
+    qtbot.waitUntil(lambda: bool(errors), timeout=WAIT)
+    assert len(errors) == 1
+    assert "holds no model.safetensors" in errors[0]
+    dock.session.undefended = models("polyp")["undefended"]
+    settle(qtbot, dock)
+    assert dock.explorer.opened("undefended") is not None
 
 
 def test_a_folder_that_is_no_model_changes_nothing(opened, errors, tmp_path, qtbot):
