@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import json
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -71,10 +72,13 @@ def _ctrl_c_once_there_is(state: Path) -> Iterator[None]:
             time.sleep(0.005)
         _thread.interrupt_main()
 
+    # A test run started in the background inherits that Ctrl-C is ignored; a user's shell does not do that.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     presser = threading.Thread(target=press)
     presser.start()
     yield
     presser.join()
+    signal.signal(signal.SIGINT, inherited)
 
 
 def test_stop_says_how_to_resume_and_resume_goes_on(cease: Cease, data: Path, tmp_path: Path) -> None:
