@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cease_core.attacks import FGSM, PGD, Step, ladder
 from cease_core.attacks.base import Problem
-from cease_core.attacks.norms import project, steepest
+from cease_core.attacks.norms import Norm, project, steepest
 from cease_core.attacks.on_scan import Extent, Subject, pose_on_scan
 from cease_core.evaluation import Distortion, distortion
 from cease_core.models import SegmentationModel
@@ -127,13 +127,13 @@ class _Pane:
             preview,
         )
 
-    def preview(self, epsilon: float, norm: str) -> View | None:
+    def preview(self, epsilon: float, norm: Norm) -> View | None:
         larger = [e for e in self.known if e >= epsilon]
         if larger:
             nearest = min(larger)
             delta = self.known[nearest] * (epsilon / nearest)
         elif self.direction is not None:
-            delta = project(self.direction * epsilon, epsilon, norm)  # type: ignore[arg-type]
+            delta = project(self.direction * epsilon, epsilon, norm)
         else:
             return None
         delta = self.problem.clip(delta)

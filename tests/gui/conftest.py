@@ -68,14 +68,6 @@ def _own_library(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CEASE_MODELS", str(library))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def picture() -> tuple[Scan, LabelArray]:
     """A colour picture, 48 × 64: a bright disc on a ramp that crosses the models' threshold."""
