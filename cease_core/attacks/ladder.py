@@ -8,14 +8,16 @@ about a third of the gradients. The smallest radii get a full attack of their ow
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from cease_core.attacks.base import AttackResult, Best, Callback, Problem, Step
-from cease_core.attacks.gradient import FGSM, PGD, ascend
-from cease_core.attacks.norms import project, random_start, steepest
+from cease_core.attacks.base import Attack
+from cease_core.attacks.ensemble import Ensemble, ascending
+from cease_core.attacks.gradient import FGSM, Iterative, step_to_edge
+from cease_core.attacks.norms import project
+from cease_core.attacks.problem import Problem
+from cease_core.attacks.run import AttackResult, Callback, Run, Step, stronger
 from cease_core.errors import CeaseError
 
 SMALL = 2 / 255
@@ -32,7 +34,7 @@ class Rung:
     result
         The strongest perturbation known at this radius.
     done, total
-        Gradient evaluations spent so far on a case, and expected in all.
+        Steps taken so far, and expected in all.
     """
 
     epsilon: float
@@ -42,12 +44,11 @@ class Rung:
 
 
 def ladder(
-    attack: FGSM | PGD,
+    attack: Attack,
     problem: Problem,
     epsilons: Sequence[float],
     *,
     refine: int = 3,
-    restarts: int = 1,
     callback: Callback | None = None,
 ) -> Iterator[Rung]:
     """Attack at every radius, from large to small, yielding each as soon as it is known.
@@ -58,17 +59,16 @@ def ladder(
     Parameters
     ----------
     attack
-        Its ``epsilon`` is ignored; for `PGD`, ``steps`` are spent at the top and at radii up to 2/255.
+        Its ``epsilon`` is ignored. Gradient attacks spend their ``steps`` at the top and at radii up to 2/255,
+        an ensemble does so for each member; all others run afresh at every radius.
     problem
         What to attack.
     epsilons
         Radii in window fractions.
     refine
         Steps at each rung in between.
-    restarts
-        Random starts at the top; the strongest goes down.
     callback
-        Told of every gradient step; returns ``False`` to stop, and the ladder ends where it is.
+        Told of every step; returns ``False`` to stop, and the ladder ends where it is.
 
     Raises
     ------
@@ -78,88 +78,113 @@ def ladder(
     radii = sorted({float(e) for e in epsilons if e > 0}, reverse=True)
     if not radii:
         raise CeaseError("the ladder needs at least one ε above 0.")
-    if isinstance(attack, FGSM):
-        rungs = _one_step(attack, problem, radii, callback)
-    else:
-        rungs = _descend(attack, problem, radii, refine, restarts, callback)
     best: dict[float, Rung] = {}
-    for rung in rungs:
+    for rung in _rungs(attack, problem, radii, refine, callback):
         best[rung.epsilon] = rung
         yield rung
-    yield from _running_minimum(problem, best)
+    yield from _running_minimum(best)
+
+
+def _rungs(
+    attack: Attack, problem: Problem, radii: list[float], refine: int, callback: Callback | None
+) -> Iterator[Rung]:
+    if isinstance(attack, Ensemble):
+        return _together(attack, problem, radii, refine, callback)
+    if isinstance(attack, FGSM):
+        return _one_step(attack, problem, radii, callback)
+    if isinstance(attack, Iterative):
+        return _descend(attack, problem, radii, refine, callback)
+    return _afresh(attack, problem, radii, callback)
 
 
 def _one_step(attack: FGSM, problem: Problem, radii: list[float], callback: Callback | None) -> Iterator[Rung]:
     # The direction of one step does not depend on ε: one gradient serves every rung.
-    zero = torch.zeros_like(problem.images)
-    grad, *clean = problem.gradient(zero)
-    if callback is not None and callback(Step(1, 1, clean[1])) is False:
+    first = Run(problem, epsilon=radii[0], total=1, callback=callback)
+    grad = first.gradient(torch.zeros_like(problem.images))
+    if first.stopped:
         return
-    direction = steepest(grad, attack.norm, problem.region)
     for epsilon in radii:
-        best = Best(zero, *clean)
-        delta = problem.clip(project(direction * epsilon, epsilon, attack.norm, problem.region))
-        best.update(delta, *problem.look(delta))
-        yield Rung(epsilon, best.result(problem, [clean[1], best.loss], epsilon, gradients=1), 1, 1)
+        run = Run(problem, epsilon=epsilon, total=1)
+        run.trace.extend(first.trace)
+        run.look(step_to_edge(problem, grad, epsilon, attack))
+        yield Rung(epsilon, replace(run.result(), gradients=first.gradients), 1, 1)
 
 
 def _descend(
-    attack: PGD, problem: Problem, radii: list[float], refine: int, restarts: int, callback: Callback | None
+    attack: Iterative, problem: Problem, radii: list[float], refine: int, callback: Callback | None
 ) -> Iterator[Rung]:
-    zero = torch.zeros_like(problem.images)
-    clean = problem.look(zero)
-    full = [i == 0 or e <= SMALL + 1e-9 for i, e in enumerate(radii)]
-    total = sum(attack.steps * (restarts if i == 0 else 1) if f else refine for i, f in enumerate(full))
-    delta, done = zero, 0
+    restarts = attack.restarts if attack.random else 1
+    steps = [attack.steps if i == 0 or e <= SMALL + 1e-9 else refine for i, e in enumerate(radii)]
+    total = sum(steps)
+    done = 0
+    spent = torch.zeros_like(problem.cases)
+    delta = torch.zeros_like(problem.images)
     for i, epsilon in enumerate(radii):
-        best = Best(zero, *clean)
-        trace: list[Tensor] = []
-        starts = (
-            [
-                random_start(problem.images, epsilon, attack.norm, attack.seed + r, problem.region)
-                for r in range(restarts)
-            ]
-            if i == 0
-            else [delta * (epsilon / radii[i - 1])]
-        )
-        steps = attack.steps if full[i] else refine
-        for start in starts:
-            spent, stopped = ascend(
-                problem,
-                problem.clip(project(start, epsilon, attack.norm, problem.region)),
-                best,
-                trace,
-                epsilon=epsilon,
-                norm=attack.norm,
-                steps=steps,
-                # From a good start the steps refine, so they must be small beside the radius.
-                step_size=max(epsilon / 4, 2.5 * epsilon / steps) if i == 0 else epsilon / 4,
-                callback=callback,
-            )
-            done += spent
-            if stopped:
-                return
-        delta = best.delta
-        yield Rung(epsilon, best.result(problem, trace, epsilon, gradients=done), done, total)
+        top = i == 0
+        posed = problem.repeated(restarts if top else 1)
+        if top:
+            start = replace(attack, epsilon=epsilon).start(posed)
+        else:
+            start = problem.clip(project(delta * (epsilon / radii[i - 1]), epsilon, attack.norm, problem.region))
+        run = Run(posed, epsilon=epsilon, total=total, callback=callback, before=done)
+        # From a good start the steps refine, so they must be small beside the radius.
+        size = max(epsilon / 4, 2.5 * epsilon / steps[i]) if top else epsilon / 4
+        attack.climb(run, start, epsilon=epsilon, steps=steps[i], step_size=size)
+        done = run.done
+        if run.stopped:
+            return
+        result = run.result().strongest_of(restarts if top else 1)
+        spent = spent + result.gradients
+        delta = result.perturbation
+        yield Rung(epsilon, replace(result, gradients=spent), done, total)
 
 
-def _running_minimum(problem: Problem, best: dict[float, Rung]) -> Iterator[Rung]:
-    lowest: Best | None = None
+def _together(
+    attack: Ensemble, problem: Problem, radii: list[float], refine: int, callback: Callback | None
+) -> Iterator[Rung]:
+    best: dict[float, AttackResult] = {}
+    members = attack.members()
+    stopped = False
+    for i, member in enumerate(members):
+
+        def hear(step: Step, before: int = i) -> bool:
+            nonlocal stopped
+            done, total = before * step.total + step.done, len(members) * step.total
+            stopped = callback is not None and callback(Step(done, total, step.loss)) is False
+            return not stopped
+
+        for rung in _rungs(member, ascending(problem, member), radii, refine, hear):
+            known = best.get(rung.epsilon)
+            best[rung.epsilon] = rung.result if known is None else stronger(known, rung.result)
+            done, total = i * rung.total + rung.done, len(members) * rung.total
+            yield Rung(rung.epsilon, best[rung.epsilon], done, total)
+        if stopped:
+            return
+
+
+def _afresh(attack: Attack, problem: Problem, radii: list[float], callback: Callback | None) -> Iterator[Rung]:
+    stopped = False
+    for i, epsilon in enumerate(radii):
+        last = Step(0, 0, problem.clean().loss)
+
+        def hear(step: Step, before: int = i) -> bool:
+            nonlocal stopped, last
+            last = Step(before * step.total + step.done, len(radii) * step.total, step.loss)
+            stopped = callback is not None and callback(last) is False
+            return not stopped
+
+        result = replace(attack, epsilon=epsilon).run(problem, hear)
+        if stopped:
+            return
+        yield Rung(epsilon, result, last.done, last.total)
+
+
+def _running_minimum(best: dict[float, Rung]) -> Iterator[Rung]:
+    lowest: AttackResult | None = None
     for epsilon in sorted(best):
-        result = best[epsilon].result
-        mine = Best(result.perturbation, result.logits, result.loss[-1], result.dice)
-        if lowest is not None:
-            stronger = lowest.dice < mine.dice
-            if stronger.any():
-                mine.update(lowest.delta, lowest.logits, lowest.loss, lowest.dice)
-                replaced = AttackResult(
-                    adversarial=problem.images + mine.delta,
-                    perturbation=mine.delta,
-                    logits=mine.logits,
-                    dice=mine.dice,
-                    loss=result.loss,
-                    epsilon=epsilon,
-                    gradients=result.gradients,
-                )
-                yield Rung(epsilon, replaced, best[epsilon].done, best[epsilon].total)
+        mine = best[epsilon].result
+        if lowest is not None and (lowest.score < mine.score).any():
+            both = stronger(mine, lowest)
+            mine = replace(both, loss=mine.loss, gradients=mine.gradients, queries=mine.queries)
+            yield replace(best[epsilon], result=mine)
         lowest = mine

@@ -19,7 +19,7 @@ Loss = Callable[[Tensor, Tensor, Mode], Tensor]
 _SMOOTH = 1.0
 
 
-def one_hot(labels: Tensor, mode: Mode, outputs: int) -> Tensor:
+def one_hot(labels: Tensor, mode: Mode, outputs: int, name: str = "labels") -> Tensor:
     """Target (N, K, *spatial), float32, from a mask.
 
     Parameters
@@ -28,6 +28,8 @@ def one_hot(labels: Tensor, mode: Mode, outputs: int) -> Tensor:
         Class ids (N, *spatial); or, for multilabel, already one channel a class (N, K, *spatial).
     mode, outputs
         Meaning and number of the logit channels.
+    name
+        What the mask is called in an error.
 
     Raises
     ------
@@ -40,8 +42,8 @@ def one_hot(labels: Tensor, mode: Mode, outputs: int) -> Tensor:
     found = int(labels.max()) if labels.numel() else 0
     if found > highest or (labels.numel() and int(labels.min()) < 0):
         raise CeaseError(
-            f"the labels hold class {found if found > highest else int(labels.min())}, but the model knows "
-            f"0 to {highest}; choose labels with the model's classes."
+            f"the {name} hold class {found if found > highest else int(labels.min())}, but the model knows "
+            f"0 to {highest}; choose {name} with the model's classes."
         )
     first = 0 if mode == "multiclass" else 1
     ids = torch.arange(first, first + outputs, device=labels.device)
@@ -109,10 +111,23 @@ LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
 }
 
+TOWARDS: dict[str, Loss] = {}
+"""What is ascended towards a target, where that is not the loss with its sign turned."""
 
-def hard_dice(logits: Tensor, target: Tensor, mode: Mode) -> Tensor:
-    """Dice (N,) of the decided mask, mean over foreground classes; a class absent from both counts 1."""
-    decided = one_hot(logits.argmax(dim=1), mode, logits.shape[1]) if mode == "multiclass" else (logits > 0).float()
-    p, t = foreground(decided, mode).flatten(2), foreground(target, mode).flatten(2)
-    both = p.sum(-1) + t.sum(-1)
-    return torch.where(both > 0, 2 * (p * t).sum(-1) / both.clamp_min(1), 1.0).mean(dim=1)
+
+def ascent(loss: str | Loss, *, targeted: bool) -> Loss:
+    """What an attack ascends so as to leave a mask or, ``targeted``, to reach it.
+
+    Raises
+    ------
+    CeaseError
+        If there is no loss of that name.
+    """
+    if isinstance(loss, str) and loss not in LOSSES:
+        raise CeaseError(f"unknown loss {loss!r}; choose one of {', '.join(LOSSES)}.")
+    if isinstance(loss, str) and targeted and loss in TOWARDS:
+        return TOWARDS[loss]
+    chosen = LOSSES[loss] if isinstance(loss, str) else loss
+    if not targeted:
+        return chosen
+    return lambda logits, target, mode: -chosen(logits, target, mode)

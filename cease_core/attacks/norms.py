@@ -48,11 +48,31 @@ def steepest(gradient: Tensor, norm: Norm, region: Tensor | None = None) -> Tens
     return scaled / per_case(rms(scaled, region).clamp_min(1e-20), scaled)
 
 
-def random_start(like: Tensor, epsilon: float, norm: Norm, seed: int, region: Tensor | None = None) -> Tensor:
-    """Perturbation drawn inside the ball, the same for a case whatever batch it is in."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(like.shape[1:], generator=generator).mul_(2).sub_(1).to(like)
-    return project(noise.expand_as(like) * epsilon, epsilon, norm, region)
+def random_start(
+    like: Tensor,
+    epsilon: float,
+    norm: Norm,
+    seed: int,
+    region: Tensor | None = None,
+    restart: Tensor | None = None,
+) -> Tensor:
+    """Perturbation drawn inside the ball, the same for a case whatever batch it is in.
+
+    Parameters
+    ----------
+    like
+        Its shape (N, C, *spatial) and device are taken.
+    restart
+        Number (N,) added to the seed of each case; zeros if left out.
+    """
+    offsets = [0] * len(like) if restart is None else restart.tolist()
+    drawn = {offset: _uniform(like.shape[1:], seed + offset).to(like) for offset in sorted(set(offsets))}
+    return project(torch.stack([drawn[offset] for offset in offsets]) * epsilon, epsilon, norm, region)
+
+
+def _uniform(shape: torch.Size, seed: int) -> Tensor:
+    # On the CPU, so that a seed means the same on every device.
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).mul_(2).sub_(1)
 
 
 def _count(delta: Tensor, region: Tensor | None) -> Tensor:

@@ -11,9 +11,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cease_core.attacks.base import Problem
+from cease_core.attacks.losses import Loss
+from cease_core.attacks.problem import Problem
+from cease_core.attacks.targets import Target
 from cease_core.errors import CeaseError
 from cease_core.models.segmenter import SegmentationModel, Segmenter, predict_labels
 from cease_core.models.windowed import Windowed
@@ -46,6 +49,10 @@ class Subject:
         The part of the scan's grid; an integer where a slice was taken.
     reference
         Where the labels come from.
+    region
+        Non-zero where the part may change, shape (1, 1, *part); None for everywhere.
+    target
+        The mask to reach, like ``labels``; None to leave the labels.
     """
 
     scan: Scan
@@ -55,10 +62,20 @@ class Subject:
     labels: Tensor
     place: tuple[slice | int, ...]
     reference: Literal["labels", "clean mask"]
+    region: Tensor | None = None
+    target: Tensor | None = None
 
-    def problem(self, loss: str) -> Problem:
+    def problem(self, loss: str | Loss, *, criterion: str = "dice") -> Problem:
         """The batch to attack, ascending ``loss``."""
-        return Problem.pose(self.model, self.images, self.labels, loss)
+        return Problem.pose(
+            self.model,
+            self.images,
+            self.labels,
+            loss,
+            target=self.target,
+            region=self.region,
+            criterion=criterion,
+        )
 
     def mask(self, logits: Tensor) -> LabelArray:
         """Class ids (*part) from logits (1, K, *part)."""
@@ -83,6 +100,8 @@ def pose_on_scan(
     *,
     extent: Extent = "volume",
     index: int = 0,
+    region: NDArray[np.generic] | None = None,
+    target: LabelArray | Target | None = None,
     device: torch.device | str = "cpu",
 ) -> Subject:
     """Cut the part to attack out of a scan and map it to the model's window.
@@ -98,15 +117,22 @@ def pose_on_scan(
         the window around it (the whole volume where that fits one window).
     index
         Slice along the first array axis.
+    region
+        Non-zero where the scan may change (*spatial); None for everywhere.
+    target
+        Mask to reach (*spatial), or a function that makes it from the reference of the part
+        (see `cease_core.attacks.targets`).
 
     Raises
     ------
     CeaseError
-        If the scan or the labels do not fit the model.
+        If the scan, the labels, the region or the target do not fit the model.
     """
     model.check(scan)
     if labels is not None:
         check_classes(labels, model, scan)
+    if target is not None and not callable(target):
+        check_classes(target, model, scan, "target")
     window = model.card.window.resolve(scan)
     place = _place(model, scan, extent, index)
     part = (scan.image[(slice(None), *place)] - np.float32(window.low)) / np.float32(window.width)
@@ -125,14 +151,42 @@ def pose_on_scan(
     else:
         cut = np.ascontiguousarray(labels[place])
         reference = torch.from_numpy(cut).long().unsqueeze(0).to(device)
-    return Subject(scan, seen, window, images, reference, place, "clean mask" if labels is None else "labels")
+    goal = None
+    if callable(target):
+        goal = target(reference)
+    elif target is not None:
+        goal = torch.from_numpy(np.ascontiguousarray(target[place])).long().unsqueeze(0).to(device)
+    return Subject(
+        scan,
+        seen,
+        window,
+        images,
+        reference,
+        place,
+        "clean mask" if labels is None else "labels",
+        None if region is None else _cut_region(region, scan, place).to(device),
+        goal,
+    )
 
 
-def check_classes(labels: LabelArray, model: SegmentationModel, scan: Scan) -> None:
+def _cut_region(region: NDArray[np.generic], scan: Scan, place: tuple[slice | int, ...]) -> Tensor:
+    if region.shape != scan.shape:
+        raise CeaseError(
+            f"the region has shape {region.shape}, but {scan.name} has {scan.shape}; draw it on this scan."
+        )
+    if not region.any():
+        raise CeaseError("the region is empty, so nothing may change; draw it over some voxels.")
+    cut = np.ascontiguousarray(region[place] != 0)
+    if not cut.any():
+        raise CeaseError("the region does not reach this slice; go to a slice that it covers, or draw it here.")
+    return torch.from_numpy(cut)[None, None]
+
+
+def check_classes(labels: LabelArray, model: SegmentationModel, scan: Scan, name: str = "labels") -> None:
     """Raise a `CeaseError` if a mask does not fit the scan or holds classes that the model does not know."""
     if labels.shape != scan.shape:
         raise CeaseError(
-            f"the labels have shape {labels.shape}, but {scan.name} has {scan.shape}; choose the labels of this scan."
+            f"the {name} have shape {labels.shape}, but {scan.name} has {scan.shape}; choose the {name} of this scan."
         )
     card = model.card
     unknown = sorted(set(np.unique(labels).tolist()) - {0, *(c.id for c in card.classes)})
@@ -140,8 +194,8 @@ def check_classes(labels: LabelArray, model: SegmentationModel, scan: Scan) -> N
         known = ", ".join(f"{c.id} {c.name}" for c in card.classes)
         ids = ", ".join(str(u) for u in unknown[:5])
         raise CeaseError(
-            f"the labels hold the unknown class {ids}, but {card.title} knows 0 background, {known}; "
-            "choose labels with the model's classes, or none."
+            f"the {name} hold the unknown class {ids}, but {card.title} knows 0 background, {known}; "
+            f"choose {name} with the model's classes, or none."
         )
 
 

@@ -164,7 +164,7 @@ def _report(
             "psnr": size.psnr if math.isfinite(size.psnr) else None,
             "ssim": size.ssim,
         },
-        "gradients": result.gradients,
+        "gradients": int(result.gradients[0]),
         "seconds": round(outcome.seconds, 3),
         "cancelled": result.cancelled,
         "device": outcome.device,

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cease_core.attacks.base import Problem
 from cease_core.attacks.gradient import PGD
 from cease_core.attacks.losses import dice_ce, one_hot
 from cease_core.attacks.norms import project, random_start, steepest
+from cease_core.attacks.problem import Problem
 from cease_core.data.cases import Case
 from cease_core.errors import CeaseError
 from cease_core.models.card import DataInfo, ModelCard

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cease_core.attacks import FGSM, PGD, Step, ladder
-from cease_core.attacks.base import Problem
+from cease_core.attacks.losses import Loss
 from cease_core.attacks.norms import Norm, project, steepest
 from cease_core.attacks.on_scan import Extent, Subject, pose_on_scan
+from cease_core.attacks.problem import Problem
 from cease_core.evaluation import Distortion, distortion
 from cease_core.models import SegmentationModel
 from cease_core.scan import LabelArray, Scan, Window
@@ -98,7 +99,7 @@ Stopped = Callable[[], bool]
 class _Pane:
     """One model's side of an exploration."""
 
-    def __init__(self, side: Side, subject: Subject, loss: str) -> None:
+    def __init__(self, side: Side, subject: Subject, loss: str | Loss) -> None:
         self.side = side
         self.subject = subject
         self.problem: Problem = subject.problem(loss)

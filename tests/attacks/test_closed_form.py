@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cease_core.attacks import FGSM, LOSSES, PGD, Attack
-from cease_core.attacks.base import Problem
 from cease_core.attacks.norms import rms
+from cease_core.attacks.problem import Problem
 from cease_core.models import Mode
 
 EPSILON = 0.05

@@ -9,9 +9,9 @@ from attack_subjects import target
 from torch import Tensor
 
 from cease_core.attacks import FGSM, PGD, Norm, Rung, Step, ladder
-from cease_core.attacks.base import Problem
 from cease_core.attacks.losses import dice_ce, one_hot
 from cease_core.attacks.norms import rms
+from cease_core.attacks.problem import Problem
 from cease_core.errors import CeaseError
 from cease_core.models import ClassInfo, ModelCard, SegmentationModel, WindowRule, prepare
 
@@ -137,7 +137,7 @@ def test_one_step_at_every_radius_costs_one_gradient(problem: Problem) -> None:
     paid: list[Step] = []
     rungs = list(ladder(FGSM(), problem, EPSILONS, callback=paid.append))
     assert len(paid) == 1
-    assert {(r.done, r.total, r.result.gradients) for r in rungs} == {(1, 1, 1)}
+    assert {(r.done, r.total, *r.result.gradients.tolist()) for r in rungs} == {(1, 1, 1, 1, 1, 1)}
     for rung in rungs[:16:5]:
         alone = FGSM(epsilon=rung.epsilon).run(problem)
         assert torch.equal(rung.result.perturbation, alone.perturbation)
@@ -168,9 +168,9 @@ def test_one_step_stops_too() -> None:
 def test_restarts_are_paid_for_at_the_top_alone() -> None:
     t = target("binary", 2)
     problem = Problem.pose(t.net, t.images, t.labels, "soft_dice")
-    one, three = (list(ladder(PGD(steps=5), problem, [8 / 255, 6 / 255], restarts=restarts)) for restarts in (1, 3))
+    one, three = (list(ladder(PGD(steps=5, restarts=restarts), problem, [8 / 255, 6 / 255])) for restarts in (1, 3))
     assert [r.done for r in one[:2]] == [5, 8]
-    assert [r.done for r in three[:2]] == [15, 18]
+    assert [r.result.gradients.tolist() for r in three[:2]] == [[15, 15], [18, 18]]
     assert (three[0].result.dice <= one[0].result.dice).all()
 
 

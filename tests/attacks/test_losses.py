@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cease_core.attacks.losses import LOSSES, hard_dice, masked_ce, one_hot, probabilities
+from cease_core.attacks.criteria import dice as hard_dice
+from cease_core.attacks.losses import LOSSES, masked_ce, one_hot, probabilities
 from cease_core.errors import CeaseError
 from cease_core.models import Mode
 

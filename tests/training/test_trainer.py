@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from cease_core.attacks import LOSSES
-from cease_core.attacks.base import Problem
+from cease_core.attacks.problem import Problem
 from cease_core.data import Case, find_cases, split_cases
 from cease_core.errors import CeaseError
 from cease_core.models import ModelCard, SegmentationModel, load_model, save_model

@@ -1,0 +1,64 @@
+"""How alike the decided mask and a reference are: one value in [0, 1] per case.
+
+All take logits (N, K, *spatial) and a one-hot reference of the same shape. An attack keeps the perturbation
+that brings its criterion lowest, or, towards a target, highest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cease_core.attacks.losses import Loss, foreground
+from cease_core.models.card import Mode
+
+
+def decide(logits: Tensor, mode: Mode) -> Tensor:
+    """One-hot mask (N, K, *spatial), bool, that the logits stand for."""
+    if mode == "multiclass":
+        ids = torch.arange(logits.shape[1], device=logits.device).view(1, -1, *(1,) * (logits.ndim - 2))
+        return logits.argmax(dim=1, keepdim=True) == ids
+    return logits > 0
+
+
+def dice(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
+    """Dice, mean over foreground classes; a class absent from both counts 1."""
+    return _dice(logits, reference, mode).mean(dim=1)
+
+
+def worst_class(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
+    """Dice of the class that has the lowest, among those in the reference (all, if it is empty)."""
+    each = _dice(logits, reference, mode)
+    there = foreground(reference, mode).flatten(2).any(dim=2)
+    there |= ~there.any(dim=1, keepdim=True)
+    return each.masked_fill(~there, 1.0).amin(dim=1)
+
+
+def mean_iou(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
+    """Intersection over union, mean over all classes and the background; absent from both counts 1."""
+    p, t = decide(logits, mode), reference > 0.5
+    if mode != "multiclass":
+        p, t = (torch.cat((~m.any(dim=1, keepdim=True), m), dim=1) for m in (p, t))
+    p, t = p.flatten(2), t.flatten(2)
+    both, either = (p & t).sum(-1).float(), (p | t).sum(-1).float()
+    return torch.where(either > 0, both / either.clamp_min(1), 1.0).mean(dim=1)
+
+
+def accuracy(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
+    """Share of pixels decided as in the reference."""
+    return (decide(logits, mode) == (reference > 0.5)).all(dim=1).flatten(1).float().mean(dim=1)
+
+
+CRITERIA: dict[str, Loss] = {
+    "dice": dice,
+    "worst_class": worst_class,
+    "mean_iou": mean_iou,
+    "accuracy": accuracy,
+}
+
+
+def _dice(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
+    p = foreground(decide(logits, mode), mode).flatten(2).float()
+    t = foreground(reference, mode).flatten(2)
+    both = p.sum(-1) + t.sum(-1)
+    return torch.where(both > 0, 2 * (p * t).sum(-1) / both.clamp_min(1), 1.0)
