@@ -26,6 +26,15 @@ def dice(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
     return _dice(logits, reference, mode).mean(dim=1)
 
 
+def whole_dice(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
+    """Dice, mean over all classes and the background.
+
+    Towards a target that lacks a class, `dice` is blind until the last pixel is gone; this is not.
+    """
+    p, t = _with_background(decide(logits, mode), mode), _with_background(reference > 0.5, mode)
+    return _overlap(p.float(), t.float()).mean(dim=1)
+
+
 def worst_class(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
     """Dice of the class that has the lowest, among those in the reference (all, if it is empty)."""
     each = _dice(logits, reference, mode)
@@ -36,10 +45,7 @@ def worst_class(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
 
 def mean_iou(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
     """Intersection over union, mean over all classes and the background; absent from both counts 1."""
-    p, t = decide(logits, mode), reference > 0.5
-    if mode != "multiclass":
-        p, t = (torch.cat((~m.any(dim=1, keepdim=True), m), dim=1) for m in (p, t))
-    p, t = p.flatten(2), t.flatten(2)
+    p, t = (_with_background(m, mode).flatten(2) for m in (decide(logits, mode), reference > 0.5))
     both, either = (p & t).sum(-1).float(), (p | t).sum(-1).float()
     return torch.where(either > 0, both / either.clamp_min(1), 1.0).mean(dim=1)
 
@@ -51,6 +57,7 @@ def accuracy(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
 
 CRITERIA: dict[str, Loss] = {
     "dice": dice,
+    "whole_dice": whole_dice,
     "worst_class": worst_class,
     "mean_iou": mean_iou,
     "accuracy": accuracy,
@@ -58,7 +65,14 @@ CRITERIA: dict[str, Loss] = {
 
 
 def _dice(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
-    p = foreground(decide(logits, mode), mode).flatten(2).float()
-    t = foreground(reference, mode).flatten(2)
+    return _overlap(foreground(decide(logits, mode), mode).float(), foreground(reference, mode))
+
+
+def _overlap(p: Tensor, t: Tensor) -> Tensor:
+    p, t = p.flatten(2), t.flatten(2)
     both = p.sum(-1) + t.sum(-1)
     return torch.where(both > 0, 2 * (p * t).sum(-1) / both.clamp_min(1), 1.0)
+
+
+def _with_background(mask: Tensor, mode: Mode) -> Tensor:
+    return mask if mode == "multiclass" else torch.cat((~mask.any(dim=1, keepdim=True), mask), dim=1)

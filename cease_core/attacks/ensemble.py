@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from cease_core.attacks.base import Attack
 from cease_core.attacks.losses import ascent
 from cease_core.attacks.problem import Problem, of_logits
-from cease_core.attacks.run import AttackResult, Callback, Step, stronger
+from cease_core.attacks.run import AttackResult, Callback, Run, Step, stronger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,8 @@ class Ensemble(Attack):
         """The attacks, each with its own loss, at this attack's ε, norm and seed."""
 
     def perturb(self, problem: Problem, callback: Callback | None) -> AttackResult:
+        if self.epsilon == 0:
+            return Run(problem, epsilon=0.0, total=0).result()
         members = self.members()
         best: AttackResult | None = None
         for i, member in enumerate(members):

@@ -26,11 +26,19 @@ def rms(delta: Tensor, region: Tensor | None = None) -> Tensor:
     return (delta.flatten(1).square().sum(dim=1) / count).sqrt()
 
 
-def project(delta: Tensor, epsilon: float, norm: Norm, region: Tensor | None = None) -> Tensor:
-    """Nearest perturbation inside the ball (and zero outside ``region``)."""
+def magnitude(delta: Tensor, norm: Norm, region: Tensor | None = None) -> Tensor:
+    """Size (N,) of a perturbation: the radius of the smallest ball that holds it."""
+    return delta.flatten(1).abs().amax(dim=1) if norm == "linf" else rms(delta, region)
+
+
+def project(delta: Tensor, epsilon: float | Tensor, norm: Norm, region: Tensor | None = None) -> Tensor:
+    """Nearest perturbation inside the ball (and zero outside ``region``); ``epsilon`` may be one a case, (N,)."""
     if region is not None:
         delta = delta * region
     if norm == "linf":
+        if isinstance(epsilon, Tensor):
+            edge = per_case(epsilon, delta)
+            return delta.clamp(-edge, edge)
         return delta.clamp(-epsilon, epsilon)
     size = rms(delta, region).clamp_min(1e-20)
     return delta * per_case((epsilon / size).clamp_max(1.0), delta)

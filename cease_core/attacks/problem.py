@@ -49,7 +49,8 @@ class Problem:
     objective
         What is ascended.
     criterion
-        Key of `CRITERIA`: how alike two masks are, or ``"loss"`` to judge by what is ascended.
+        Key of `CRITERIA`: how alike two masks are (towards a goal, ``"dice"`` counts the background as a class),
+        or ``"loss"`` to judge by what is ascended.
     region
         One where the scan may change, shape of ``images``; None for everywhere.
     low, high
@@ -155,8 +156,10 @@ class Problem:
         """How well the attack did on each case (N,): lower is stronger."""
         if self.criterion == "loss":
             return -loss
-        alike = CRITERIA[self.criterion](logits, self.reference, self.mode)
-        return 1 - alike if self.targeted else alike
+        if not self.targeted:
+            return CRITERIA[self.criterion](logits, self.labels, self.mode)
+        criterion = "whole_dice" if self.criterion == "dice" else self.criterion
+        return 1 - CRITERIA[criterion](logits, self.reference, self.mode)
 
     def clean(self) -> Answer:
         """The model's answer to the clean images; asked once."""

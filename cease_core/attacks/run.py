@@ -87,9 +87,13 @@ class AttackResult:
 
 def stronger(a: AttackResult, b: AttackResult) -> AttackResult:
     """Case by case the lower score of two results at one ε (``a`` where they tie); what was spent is summed."""
-    better = b.score < a.score
+    return either(a, b, b.score < a.score)
+
+
+def either(a: AttackResult, b: AttackResult, second: Tensor) -> AttackResult:
+    """Case by case ``b`` where ``second`` (N,) says so, else ``a``; what was spent is summed."""
     picked: dict[str, Any] = {
-        name: torch.where(per_case(better, getattr(a, name)), getattr(b, name), getattr(a, name))
+        name: torch.where(per_case(second, getattr(a, name)), getattr(b, name), getattr(a, name))
         for name in _PER_CASE
         if getattr(a, name) is not None
     }
@@ -140,7 +144,7 @@ class Run:
     callback
         Told of each step.
     stop_below
-        Score at which a case is done and costs nothing more; None goes on to the end with all.
+        Score at which a case is done and costs nothing more, one for all or (N,); None goes on to the end with all.
     before
         Steps already told of, where several runs count as one.
     """
@@ -152,7 +156,7 @@ class Run:
         epsilon: float,
         total: int,
         callback: Callback | None = None,
-        stop_below: float | None = None,
+        stop_below: float | Tensor | None = None,
         before: int = 0,
     ) -> None:
         self.problem = problem
@@ -164,6 +168,7 @@ class Run:
         self.stopped = False
         self.trace: list[Tensor] = []
         self.best = Best(torch.zeros_like(problem.images), problem.clean())
+        self.score = self.best.answer.score  # (N,), of the latest evaluation, kept or not
         self.gradients = torch.zeros(len(problem.images), dtype=torch.long, device=problem.images.device)
         self.queries = torch.ones_like(self.gradients)
 
@@ -189,25 +194,37 @@ class Run:
         Tensor
             Shape of ``delta``; zero for cases that are done.
         """
-        going = self._open()
-        if going.all():
-            grad, answer = self.problem.gradient(delta, objective)
-        else:
-            index = going.nonzero()[:, 0]
-            part, some = self.problem.part(index).gradient(delta[index], objective)
-            grad = torch.zeros_like(delta).index_copy(0, index, part)
-            answer = Answer(*(old.index_copy(0, index, new) for old, new in zip(self.best.answer, some, strict=True)))
-        self.gradients += going
+        grad = torch.zeros_like(delta)
+
+        def ask(problem: Problem, part: Tensor, index: Tensor | None) -> Answer:
+            nonlocal grad
+            slope, answer = problem.gradient(part, objective)
+            grad = slope if index is None else grad.index_copy(0, index, slope)
+            return answer
+
+        self.gradients += self._open()
+        answer = self._ask(delta, ask)
         self._judge(delta, answer, keep=keep)
         self.step(answer.loss)
         return grad
 
     def look(self, delta: Tensor, objective: Objective | None = None, *, keep: bool = True) -> Answer:
         """The model's answer at ``delta``: judged and counted, but no step."""
-        answer = self.problem.look(delta, objective)
-        self.queries += 1
+        self.queries += self._open()
+        answer = self._ask(delta, lambda problem, part, _: problem.look(part, objective))
         self._judge(delta, answer, keep=keep)
         return answer
+
+    def _ask(self, delta: Tensor, ask: Callable[[Problem, Tensor, Tensor | None], Answer]) -> Answer:
+        """Ask for the cases that are not done; those that are keep their best answer."""
+        going = self._open()
+        if going.all():
+            return ask(self.problem, delta, None)
+        index = going.nonzero()[:, 0]
+        if not len(index):
+            return self.best.answer
+        some = ask(self.problem.part(index), delta[index], index)
+        return Answer(*(old.index_copy(0, index, new) for old, new in zip(self.best.answer, some, strict=True)))
 
     def step(self, loss: Tensor) -> None:
         """Report one step."""
@@ -250,5 +267,6 @@ class Run:
                 "the model's logits are not finite on an attacked image; choose a smaller ε or check its weights."
             )
         self.trace.append(answer.loss)
+        self.score = answer.score
         if keep:
             self.best.update(delta, answer)

@@ -1,4 +1,4 @@
-"""The command line: ``cease attack``, ``models``, ``doctor`` and ``train``.
+"""The command line: ``cease attack``, ``attacks``, ``models``, ``doctor`` and ``train``.
 
 torch and MONAI take seconds to load, so each command imports its work when it runs.
 """
@@ -28,7 +28,7 @@ def attack(
     scan: Annotated[Path, typer.Argument(help="NIfTI, NRRD, MHA, picture, or folder of DICOM slices.")],
     model: Annotated[str, typer.Option(help="Name of a model (see `cease models`) or its folder.")],
     out: Annotated[Path, typer.Option(help="Folder for the results; made if it is missing.")],
-    attack: Annotated[str, typer.Option(help="pgd (many steps) or fgsm (one step).")] = "pgd",
+    attack: Annotated[str, typer.Option(help="Name of an attack (see `cease attacks`).")] = "pgd",
     epsilon: Annotated[
         str, typer.Option(help="Largest change: of the window (8/255, 0.03) or in the scan's unit (20HU, 8levels).")
     ] = "8/255",
@@ -37,9 +37,22 @@ def attack(
     ] = None,
     norm: Annotated[str, typer.Option(help="linf (every voxel) or l2 (root mean square).")] = "linf",
     loss: Annotated[
-        str, typer.Option(help="What is ascended: soft_dice, dice_ce, masked_ce or cross_entropy.")
+        str, typer.Option(help="What is ascended: soft_dice, masked_ce, cross_entropy, … (see `cease attacks`).")
     ] = "soft_dice",
-    steps: Annotated[int | None, typer.Option(help="Gradient steps of pgd.", show_default="20")] = None,
+    steps: Annotated[int | None, typer.Option(help="Gradient steps.", show_default="the attack's own")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="Mask to reach: a ready target (see `cease attacks`) or a file.", show_default="none: any other"
+        ),
+    ] = None,
+    region: Annotated[
+        Path | None, typer.Option(help="Mask outside which nothing changes.", show_default="everywhere")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Model that a transfer attack is made on.")] = None,
+    parameters: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other parameter: restarts=3, queries=2000, …")
+    ] = None,
     slice_index: Annotated[
         int | None, typer.Option("--slice", help="Attack this slice alone, counted from 0 as displayed.")
     ] = None,
@@ -60,12 +73,24 @@ def attack(
             norm=norm,
             loss=loss,
             steps=steps,
+            target=target,
+            region=region,
+            source=source,
+            parameters=tuple(parameters or ()),
             slice_index=slice_index,
             seed=seed,
             device=device,
         )
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def attacks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+    """List the attacks with their sources and parameters, the losses and the ready targets."""
+    from cease_core.cli.listings import list_attacks
+
+    list_attacks(as_json)
 
 
 @app.command()

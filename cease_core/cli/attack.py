@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
-from cease_core.attacks import ATTACKS, Attack, AttackResult, Step
+from cease_core.attacks import ATTACKS, Attack, AttackResult, Step, Transfer
+from cease_core.attacks.build import build_attack, parameters
 from cease_core.attacks.on_scan import Subject, pose_on_scan
+from cease_core.attacks.targets import TARGETS, Target
 from cease_core.cli.epsilon import Epsilon, unit_name
 from cease_core.cli.outputs import Outcome, prepare_folder, write_outcome
 from cease_core.cli.progress import INTERRUPTED, interruptible, make_progress
 from cease_core.errors import CeaseError
 from cease_core.io import read_labels, read_scan
 from cease_core.models import best_device, find_model, load_model, prepare
-from cease_core.scan import Scan
+from cease_core.scan import LabelArray, Scan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,10 @@ class AttackRequest:
     norm: str
     loss: str
     steps: int | None
+    target: str | None
+    region: Path | None
+    source: str | None
+    parameters: tuple[str, ...]
     slice_index: int | None
     seed: int
     device: str
@@ -56,6 +62,7 @@ def run_attack(request: AttackRequest) -> int:
     epsilon = Epsilon.parse(request.epsilon)
     attack = _build(request)
     device = choose_device(request.device)
+    attack = _with_source(attack, request.source, device)
     folder = find_model(request.model)
     model = prepare(load_model(folder), device)
     scan = read_scan(request.scan, volumes_as_channels=model.card.channels > 1)
@@ -69,6 +76,8 @@ def run_attack(request: AttackRequest) -> int:
             labels,
             extent="volume" if request.slice_index is None else "slice",
             index=request.slice_index or 0,
+            region=read_labels(request.region, like=scan) if request.region else None,
+            target=_target(request.target, scan),
             device=device,
         )
         attack = dataclasses.replace(attack, epsilon=epsilon.fraction(subject.window, scan))
@@ -82,6 +91,8 @@ def run_attack(request: AttackRequest) -> int:
             result=result,
             attack_name=request.attack.lower(),
             epsilon_given=request.epsilon,
+            target_given=request.target,
+            region_given=request.region.name if request.region else None,
             slice_index=request.slice_index,
             device=str(device),
             seconds=time.monotonic() - began,
@@ -101,15 +112,40 @@ def run_attack(request: AttackRequest) -> int:
 
 
 def _build(request: AttackRequest) -> Attack:
-    name = request.attack.lower()
-    if name not in ATTACKS:
-        raise CeaseError(f"unknown attack {request.attack!r}; choose one of {', '.join(sorted(ATTACKS))}.")
-    options: dict[str, Any] = {"norm": request.norm, "loss": request.loss, "seed": request.seed}
+    written: dict[str, object] = {"norm": request.norm, "loss": request.loss, "seed": request.seed}
     if request.steps is not None:
-        if "steps" not in {f.name for f in dataclasses.fields(ATTACKS[name])}:
-            raise CeaseError(f"{name} takes a single step; leave out --steps, or choose --attack pgd.")
-        options["steps"] = request.steps
-    return ATTACKS[name](**options)
+        kind = ATTACKS.get(request.attack.lower())
+        if kind is not None and "steps" not in parameters(kind):
+            raise CeaseError(f"{kind.about.title} takes no number of steps; leave out --steps, or choose --attack pgd.")
+        written["steps"] = request.steps
+    for parameter in request.parameters:
+        name, equals, value = parameter.partition("=")
+        if not equals:
+            raise CeaseError(f"--set {parameter!r} is not understood; write it as name=value, such as restarts=3.")
+        written[name.strip()] = value.strip()
+    return build_attack(request.attack, **written)
+
+
+def _target(written: str | None, scan: Scan) -> LabelArray | Target | None:
+    """A ready target by its name, or the mask in a file."""
+    if written is None:
+        return None
+    if written in TARGETS:
+        return TARGETS[written].make
+    if not Path(written).exists():
+        raise CeaseError(
+            f"the target {written!r} is neither a file nor one of {', '.join(TARGETS)}; choose one of them."
+        )
+    return read_labels(Path(written), like=scan)
+
+
+def _with_source(attack: Attack, name: str | None, device: torch.device) -> Attack:
+    """Give a transfer attack the model that it is made on."""
+    if isinstance(attack, Transfer) and name is not None:
+        return dataclasses.replace(attack, source=prepare(load_model(find_model(name)), device))
+    if name is not None:
+        raise CeaseError(f"{attack.about.title} takes no second model; leave out --source, or choose transfer.")
+    return attack
 
 
 def choose_device(name: str) -> torch.device:
@@ -140,7 +176,7 @@ def _attack(attack: Attack, subject: Subject) -> AttackResult:
             progress.update(task, completed=step.done, total=step.total, note=f"loss {step.loss.mean():.3f}")
             return not stopped()
 
-        return attack.run(subject.problem(attack.loss), show)
+        return attack.run(subject.problem(attack.loss, criterion=attack.criterion), show)
 
 
 def summary(report: dict[str, Any], scan: Scan) -> str:
@@ -156,5 +192,7 @@ def summary(report: dict[str, Any], scan: Scan) -> str:
     ]
     psnr = "identical images" if distortion["psnr"] is None else f"PSNR {distortion['psnr']:.1f} dB"
     spent = f"{report['gradients']} gradient evaluations in {report['seconds']:.1f} s"
+    if report["target_dice"] is not None:
+        lines.append(f"  target ({report['target']}): Dice {report['target_dice']:.3f}")
     lines.append(f"  {psnr}, SSIM {distortion['ssim']:.4f}; {spent}")
     return "\n".join(lines)

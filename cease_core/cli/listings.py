@@ -48,6 +48,28 @@ def list_models(as_json: bool) -> None:
     _print(table)
 
 
+def list_attacks(as_json: bool) -> None:
+    """Print every attack that `cease attack` knows, its losses and targets."""
+    from cease_core.attacks import ATTACKS, LOSSES
+    from cease_core.attacks.build import parameters
+    from cease_core.attacks.targets import TARGETS
+
+    rows: list[dict[str, Any]] = [
+        {"name": name, **asdict(kind.about), "parameters": sorted(parameters(kind))} for name, kind in ATTACKS.items()
+    ]
+    if as_json:
+        print(json.dumps({"attacks": rows, "losses": [*LOSSES], "targets": [*TARGETS]}, indent=1, ensure_ascii=False))
+        return
+    table = _table("name", "group", "what it does", "norms", "goals", "source")
+    for row in rows:
+        norms, goals = ", ".join(row["norms"]), ", ".join(row["goals"])
+        cells = (row["name"], row["group"], row["definition"], norms, goals, row["source"])
+        table.add_row(*(escape(c) for c in cells))
+    _print(table)
+    print(f"Losses (--loss): {', '.join(LOSSES)}")
+    print(f"Targets (--target): {', '.join(TARGETS)}, or a file with the mask")
+
+
 def list_findings(as_json: bool) -> int:
     """Print what this computer offers and lacks.
 

@@ -6,7 +6,6 @@ opens the files finds them again.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import platform
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from cease_core.attacks import Attack, AttackResult
+from cease_core.attacks.build import describe
 from cease_core.attacks.on_scan import Subject
 from cease_core.errors import CeaseError
 from cease_core.evaluation import dice_per_class, distortion
@@ -43,6 +43,8 @@ class Outcome:
     result: AttackResult
     attack_name: str
     epsilon_given: str
+    target_given: str | None
+    region_given: str | None
     slice_index: int | None
     device: str
     seconds: float
@@ -139,7 +141,7 @@ def _report(
     scan, window = subject.scan, subject.window
     size = distortion(_fractions(subject, scan.image), _fractions(subject, adversarial))
     clean, attacked = _dice(outcome, clean_mask), _dice(outcome, attacked_mask)
-    settings = {k: v for k, v in dataclasses.asdict(outcome.attack).items() if k != "epsilon"}
+    settings = {k: v for k, v in describe(outcome.attack).items() if k not in ("attack", "epsilon")}
     return {
         "scan": {"name": scan.name, "file": scan.path.name if scan.path else None, "shape": list(scan.shape)},
         "model": {"name": card.name, "title": card.title, "defence": card.defence},
@@ -157,6 +159,9 @@ def _report(
             {"id": c.id, "name": c.name, "clean_dice": clean[c.id], "attacked_dice": attacked[c.id]}
             for c in card.classes
         ],
+        "target": outcome.target_given,
+        "target_dice": None if result.target_dice is None else float(result.target_dice[0]),
+        "region": outcome.region_given,
         "distortion": {
             "linf": size.linf,
             "linf_in_unit": size.linf * window.width,
@@ -165,6 +170,7 @@ def _report(
             "ssim": size.ssim,
         },
         "gradients": int(result.gradients[0]),
+        "queries": int(result.queries[0]),
         "seconds": round(outcome.seconds, 3),
         "cancelled": result.cancelled,
         "device": outcome.device,

@@ -1,25 +1,32 @@
-"""A copy of a model made for attacking: frozen, norms folded, memory laid out for convolutions.
+"""A copy of a model made for attacking: frozen, simplified, memory laid out for convolutions.
 
-Measured on one CPU core, folding batch norms and ``channels_last`` cut a PGD step to about 0.7 of the plain
-loop; the loop itself has nothing left to gain.
+Measured on one CPU core (``benchmarks/attack_speed.py``), this is where an attack's time is won; the loop around
+the model has next to nothing left to gain.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+from typing import Literal
 
 import torch
-from monai.networks.blocks.convolutions import Convolution
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
+from cease_core.errors import CeaseError
+from cease_core.models.graphed import Graphed
+from cease_core.models.reduced import Reduced
 from cease_core.models.segmenter import SegmentationModel
+from cease_core.models.simplify import simplify
 
 log = logging.getLogger(__name__)
 
-# Relative to the largest logit: folding reorders float32 sums, it must not do more.
+Precision = Literal["float32", "bfloat16"]
+
+# Relative to the largest logit: simplifying reorders float32 sums, it must not do more.
 TOLERANCE = 1e-4
+# Relative to the gradient's norm: rounding alone moves single units across the kink of an activation.
+GRADIENT_TOLERANCE = 1e-2
 
 
 def best_device() -> torch.device:
@@ -29,11 +36,18 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def prepare(model: SegmentationModel, device: torch.device | str = "cpu") -> SegmentationModel:
-    """Return a frozen, faster copy of ``model`` with the same logits.
+def prepare(
+    model: SegmentationModel,
+    device: torch.device | str = "cpu",
+    *,
+    precision: Precision = "float32",
+    graphs: bool = False,
+) -> SegmentationModel:
+    """Return a frozen, faster copy of ``model`` with the same logits and input gradients.
 
-    Batch norms that directly follow a convolution are folded into it; others stay. The copy is compared
-    with the original on a random image, and if the logits differ the unfolded copy is returned.
+    Batch norms that directly follow a convolution are folded into it, PReLUs with one slope become leaky ReLUs,
+    and dropouts go. The copy is compared with the original on a random image; if logits or gradients differ, the
+    unsimplified copy is returned.
 
     Parameters
     ----------
@@ -41,36 +55,54 @@ def prepare(model: SegmentationModel, device: torch.device | str = "cpu") -> Seg
         Left as it is.
     device
         Where the copy shall run.
+    precision
+        ``"bfloat16"`` attacks in reduced precision: the copy then has an attribute ``exact``, the same model in
+        float32, by which attacks judge their result. Worth it only on hardware made for it.
+    graphs
+        Whether to replay captured CUDA graphs, one a shape of input (see `Graphed`); without CUDA it does nothing.
+
+    Raises
+    ------
+    CeaseError
+        If the precision is unknown.
     """
+    if precision not in ("float32", "bfloat16"):
+        raise CeaseError(f"unknown precision {precision!r}; choose float32 or bfloat16.")
+    device = torch.device(device)
     plain = copy.deepcopy(model).eval().requires_grad_(False)
-    folded = copy.deepcopy(plain)
-    count = sum(_fold(block) for block in folded.modules() if isinstance(block, Convolution))
-    if count and not _same_logits(plain, folded):
-        log.warning("%s: folding its norms changed the logits; it runs unfolded", model.card.name)
-        folded = plain
+    simple = copy.deepcopy(plain)
+    simplify(simple, cpu=device.type == "cpu")
+    if not _same(plain, simple):
+        log.warning("%s: simplifying it changed its answer; it runs unsimplified", model.card.name)
+        simple = plain
     layout = torch.channels_last if model.card.ndim == 2 else torch.channels_last_3d
-    return folded.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    prepared: SegmentationModel = simple.to(device=device, memory_format=layout)  # type: ignore[call-overload]
+    if precision == "bfloat16":
+        prepared = Reduced(prepared, torch.bfloat16)
+    if graphs and device.type == "cuda":
+        prepared = Graphed(prepared)
+    return prepared
 
 
-def _fold(block: Convolution) -> int:
-    conv, adn = getattr(block, "conv", None), getattr(block, "adn", None)
-    norm = getattr(adn, "N", None)
-    first = next(iter(adn._modules), None) if adn is not None else None
-    if first != "N" or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        return 0
-    transposed = isinstance(conv, nn.modules.conv._ConvTransposeNd)
-    if not isinstance(conv, nn.modules.conv._ConvNd) or (transposed and conv.groups != 1):
-        return 0
-    block.conv = fuse_conv_bn_eval(conv, norm, transpose=transposed)
-    block.adn.N = nn.Identity()
-    return 1
-
-
-@torch.no_grad()
-def _same_logits(a: SegmentationModel, b: SegmentationModel) -> bool:
+def _same(a: SegmentationModel, b: SegmentationModel) -> bool:
     edge = 2 * a.minimum
     generator = torch.Generator().manual_seed(0)
     probe = torch.rand(1, a.card.channels, *(edge,) * a.card.ndim, generator=generator)
     probe = probe.to(next(a.parameters()).device)
-    first, second = a(probe), b(probe)
-    return bool((first - second).abs().max() <= TOLERANCE * first.abs().max().clamp_min(1.0))
+    first, slope = _answer(a, probe)
+    try:
+        second, other = _answer(b, probe)
+    except RuntimeError as error:
+        # A layer needs what another now overwrites.
+        log.info("%s", error)
+        return False
+    alike = (first - second).abs().max() <= TOLERANCE * first.abs().max().clamp_min(1.0)
+    return bool(alike and (slope - other).norm() <= GRADIENT_TOLERANCE * slope.norm())
+
+
+def _answer(model: SegmentationModel, probe: Tensor) -> tuple[Tensor, Tensor]:
+    images = probe.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = model(images)
+        (gradient,) = torch.autograd.grad(logits.square().sum(), images)
+    return logits.detach(), gradient

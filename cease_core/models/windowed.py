@@ -7,18 +7,22 @@ each: memory stays at one window, and any attack written for a plain model works
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
-from monai.data.utils import compute_importance_map, dense_patch_slices
-from monai.utils.enums import BlendMode
+from monai.data.utils import dense_patch_slices
 from torch import Tensor
 
 from cease_core.models.card import Mode
+from cease_core.models.memory import BatchSize, in_batches
 from cease_core.models.segmenter import Segmenter
 
 Slices = tuple[slice, ...]
+
+# Deviation of a window's Gaussian weight, as a share of its edge.
+SIGMA = 0.125
 
 
 class Windowed:
@@ -34,7 +38,7 @@ class Windowed:
     overlap
         Share of a window that the next one covers again, in [0, 1).
     batch
-        Windows per forward pass.
+        Windows per forward pass; halved, for good, where they do not fit into memory.
     planar
         Whether ``model`` is a 2-D model.
     """
@@ -54,12 +58,21 @@ class Windowed:
         self.mode: Mode = model.mode
         self.window = window
         self.overlap = overlap
-        self.batch = batch
+        self.batch = BatchSize(batch)
         self.planar = planar
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, K, *spatial) for volumes (N, C, *spatial)."""
-        return _Blend.apply(images, self)
+        logits: Tensor = _Blend.apply(images, self)
+        return logits
+
+    @property
+    def exact(self) -> Windowed | None:
+        """The same windows through the model's float32 version, where it computes in less; else None."""
+        exact = getattr(self.model, "exact", None)
+        if exact is None:
+            return None
+        return Windowed(exact, self.window, overlap=self.overlap, batch=self.batch.size, planar=self.planar)
 
     def plan(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], list[Slices]]:
         """The window actually used on a volume of ``shape``, and where its copies lie."""
@@ -67,39 +80,53 @@ class Windowed:
         step = tuple(max(1, round(w * (1 - self.overlap))) for w in window)
         return window, list(dense_patch_slices(shape, window, step))
 
-    def weights(self, window: tuple[int, ...], like: Tensor) -> Tensor:
+    def profile(self, edge: int) -> Tensor:
+        """Weights (edge,) along one axis of a window; a voxel's weight is the product of its three."""
         if self.overlap == 0 or self.planar:
-            return torch.ones(window, dtype=like.dtype, device=like.device)
-        return compute_importance_map(
-            window, mode=BlendMode.GAUSSIAN, sigma_scale=0.125, device=like.device, dtype=like.dtype
-        ).clamp_min(1e-3)
+            return torch.ones(edge)
+        position = torch.arange(edge) - (edge - 1) / 2
+        return torch.exp(-0.5 * (position / (SIGMA * edge)).square())
 
-    def batches(self, images: Tensor) -> Iterator[list[tuple[int, Slices]]]:
-        _, places = self.plan(tuple(images.shape[2:]))
-        jobs = [(n, p) for n in range(images.shape[0]) for p in places]
-        for i in range(0, len(jobs), self.batch):
-            yield jobs[i : i + self.batch]
+    def jobs(self, images: Tensor) -> list[_Job]:
+        """Every window of every volume."""
+        shape = tuple(images.shape[2:])
+        window, places = self.plan(shape)
+        # Windows lie on a grid and weights are products, so each axis adds up to one by itself:
+        # neither the weights nor their sum are ever as large as a volume.
+        scaled = []
+        for axis, (edge, size) in enumerate(zip(window, shape, strict=True)):
+            profile, total = self.profile(edge), torch.zeros(size)
+            spans = sorted({(place[axis].start, place[axis].stop) for place in places})
+            for start, stop in spans:
+                total[start:stop] += profile
+            scaled.append({start: (profile / total[start:stop]).to(images) for start, stop in spans})
+        return [
+            _Job((n, slice(None), *place), tuple(s[p.start] for s, p in zip(scaled, place, strict=True)))
+            for n, place in product(range(images.shape[0]), places)
+        ]
 
-    def cut(self, images: Tensor, jobs: list[tuple[int, Slices]]) -> Tensor:
-        patches = torch.stack([images[_at(n, place)] for n, place in jobs])
-        return patches.squeeze(2) if self.planar else patches
+    def cut(self, volumes: Tensor, jobs: list[_Job]) -> Tensor:
+        """Copies (B, channels, *window) of the windows."""
+        return torch.stack([volumes[job.at] for job in jobs])
 
     def run(self, patches: Tensor) -> Tensor:
-        logits = self.model(patches)
-        return logits.unsqueeze(2) if self.planar else logits
+        """The model's logits for windows (B, C, *window)."""
+        if not self.planar:
+            return self.model(patches)
+        return self.model(patches.squeeze(2)).unsqueeze(2)
 
 
-def _at(case: int, place: Slices) -> tuple[Any, ...]:
-    return (case, slice(None), *place)
+@dataclass(frozen=True)
+class _Job:
+    """One window: where it lies, and its weights along each axis."""
 
+    at: tuple[Any, ...]
+    profiles: tuple[Tensor, ...]
 
-def _total_weight(windowed: Windowed, images: Tensor) -> tuple[Tensor, Tensor]:
-    window, places = windowed.plan(tuple(images.shape[2:]))
-    weight = windowed.weights(window, images)
-    total = torch.zeros(images.shape[2:], dtype=images.dtype, device=images.device)
-    for place in places:
-        total[place] += weight
-    return weight, total
+    def weigh(self, values: Tensor) -> None:
+        """Multiply values (channels, *window) in place."""
+        for axis, profile in enumerate(self.profiles):
+            values *= profile.view(-1, *(1,) * (len(self.profiles) - 1 - axis))
 
 
 class _Blend(torch.autograd.Function):
@@ -107,32 +134,40 @@ class _Blend(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, windowed: Windowed) -> Tensor:
         ctx.windowed = windowed
         ctx.save_for_backward(images)
-        weight, total = _total_weight(windowed, images)
-        blended: Tensor | None = None
-        for jobs in windowed.batches(images):
-            logits = windowed.run(windowed.cut(images, jobs))
-            if blended is None:
-                blended = logits.new_zeros(images.shape[0], logits.shape[1], *images.shape[2:])
-            for (n, place), part in zip(jobs, logits, strict=True):
-                blended[_at(n, place)] += weight * part
-        assert blended is not None
-        return blended / total
+        jobs = windowed.jobs(images)
+        blended: list[Tensor] = []
+
+        def add(part: slice) -> None:
+            some = jobs[part]
+            logits = windowed.run(windowed.cut(images, some))
+            if not blended:
+                blended.append(logits.new_zeros(images.shape[0], logits.shape[1], *images.shape[2:]))
+            for job, values in zip(some, logits, strict=True):
+                job.weigh(values)
+                blended[0][job.at] += values
+
+        in_batches(add, len(jobs), windowed.batch)
+        return blended[0]
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         windowed: Windowed = ctx.windowed
         (images,) = ctx.saved_tensors
-        weight, total = _total_weight(windowed, images)
-        upstream = grad_outputs[0] / total
+        jobs = windowed.jobs(images)
         gradient = torch.zeros_like(images)
-        for jobs in windowed.batches(images):
+
+        def add(part: slice) -> None:
+            some = jobs[part]
             with torch.enable_grad():
-                patches = windowed.cut(images, jobs).detach().requires_grad_()
+                patches = windowed.cut(images, some).detach().requires_grad_()
                 logits = windowed.run(patches)
-            part = torch.stack([upstream[_at(n, place)] * weight for n, place in jobs])
-            (grads,) = torch.autograd.grad(logits, patches, part)
-            if windowed.planar:
-                grads = grads.unsqueeze(2)
-            for (n, place), g in zip(jobs, grads, strict=True):
-                gradient[_at(n, place)] += g
+            weighed = windowed.cut(upstream[0], some)
+            for job, values in zip(some, weighed, strict=True):
+                job.weigh(values)
+            (found,) = torch.autograd.grad(logits, patches, weighed)
+            for job, values in zip(some, found, strict=True):
+                gradient[job.at] += values
+
+        # Nothing is added before all of a batch is known, so a batch that did not fit can be done again.
+        in_batches(add, len(jobs), windowed.batch)
         return gradient, None

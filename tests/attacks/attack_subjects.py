@@ -36,8 +36,15 @@ class SmoothNet(nn.Module):
             self.last.weight /= deviation.view(-1, *(1,) * (ndim + 1))
             self.last.bias.sub_(logits.mean(dim=1)).div_(deviation)
 
+    def encode(self, images: Tensor) -> list[Tensor]:
+        return [torch.tanh(self.first(images))]
+
+    def decode(self, features: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+        assert features[0].shape[2:] == shape
+        return self.last(features[0])
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.first(images)))
+        return self.decode(self.encode(images), tuple(images.shape[2:]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,35 @@ import pytest
 import torch
 from attack_subjects import Target, target
 
-from cease_core.attacks import ATTACKS, BIM, FGSM, MIFGSM, PGD, Attack, AttackResult, Norm, Step
+from cease_core.attacks import (
+    APGD,
+    ASMA,
+    ATTACKS,
+    BIM,
+    CRITERIA,
+    DAG,
+    FGSM,
+    MIFGSM,
+    PGD,
+    SEA,
+    VAFA,
+    ALMAProx,
+    Attack,
+    AttackResult,
+    Bisection,
+    CosPGD,
+    FeatureAttack,
+    FrequencyPGD,
+    MedIS,
+    MixedAttack,
+    Norm,
+    RandomNoise,
+    SegPGD,
+    Square,
+    Step,
+    Transfer,
+)
+from cease_core.attacks.gradient import Iterative
 from cease_core.attacks.norms import project, rms
 from cease_core.attacks.problem import Problem
 from cease_core.errors import CeaseError
@@ -36,6 +64,28 @@ ENTRIES: dict[str, Entry] = {
     "bim": Entry(BIM(steps=6)),
     "pgd": Entry(PGD(steps=6)),
     "mifgsm": Entry(MIFGSM(steps=6)),
+    # They stop at half the clean Dice, which noise at the edge of the ball may undercut.
+    "bisection": Entry(Bisection(inner=PGD(steps=6), refine=3, tolerance=0.005), fills=False, seeks=False),
+    "alma": Entry(ALMAProx(steps=20), fills=False, seeks=False),
+    "apgd": Entry(APGD(steps=6)),
+    "sea": Entry(SEA(steps=10, losses=("soft_dice",))),
+    "segpgd": Entry(SegPGD(steps=6)),
+    "cospgd": Entry(CosPGD(steps=6)),
+    "transfer": Entry(Transfer(inner=MIFGSM(steps=6))),
+    # Features far from the clean ones need not decide otherwise.
+    "feature": Entry(FeatureAttack(steps=6), seeks=False),
+    "mixed": Entry(MixedAttack(steps=6)),
+    "noise": Entry(RandomNoise(draws=3), seeks=False),
+    # Smooth images have little detail to drop.
+    "vafa": Entry(VAFA(steps=6), fills=False, seeks=False, climbs=False),
+    "frequency": Entry(FrequencyPGD(steps=6, band=(0.0, 0.75)), fills=False),
+    # So few queries do not always beat noise; test_square.py grants it more.
+    "square": Entry(Square(queries=30), seeks=False, climbs=False),
+    # At its own threshold it stops at the first success; at 0 it goes on to the strongest mask it can find.
+    "medis": Entry(MedIS(threshold=0.0, target_threshold=1.0, step_size=0.02), fills=False),
+    # Pixels that are won leave its sum and may come back: more steps need not do more than one.
+    "dag": Entry(DAG(steps=6), climbs=False),
+    "asma": Entry(ASMA(steps=6)),
 }
 
 # Name → the bounds asked for, and the range that the images fill.
@@ -60,7 +110,11 @@ class Row(NamedTuple):
         return ENTRIES[self.attack]
 
     def make(self, **changes: object) -> Attack:
-        return replace(self.entry.attack, **({"norm": self.norm, "epsilon": self.epsilon} | changes))
+        attack = self.entry.attack
+        if isinstance(attack, Transfer):
+            # From itself: what the other attacks promise then holds for this one, too.
+            attack = replace(attack, source=self.target.net)
+        return replace(attack, **({"norm": self.norm, "epsilon": self.epsilon} | changes))
 
     @property
     def epsilon(self) -> float:
@@ -165,7 +219,8 @@ def test_result_hangs_together(row: Row) -> None:
         torch.testing.assert_close(result.dice, score)
         assert result.target_dice is None
     else:
-        torch.testing.assert_close(result.target_dice, 1 - score)
+        reached = CRITERIA["dice"](logits, problem.reference, row.mode)
+        torch.testing.assert_close(result.target_dice, reached)
 
 
 @_rows([r for r in TABLE if r.entry.seeks])
@@ -178,17 +233,21 @@ def test_stronger_than_noise_of_the_same_size(row: Row) -> None:
 
 @pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if e.climbs and e.seeks])
 def test_stronger_than_one_step(name: str) -> None:
-    # A case may lose a pixel more to one step, but not the table as a whole.
+    # Of its own kind, where it can take one; a case may lose a pixel more to it, but not the table as a whole.
     rows = [r for r in TABLE if r.attack == name]
-    one = [FGSM(epsilon=r.epsilon, norm=r.norm, loss=r.make().loss).run(r.problem()) for r in rows]
+    if isinstance(ENTRIES[name].attack, Iterative):
+        one = [r.run(changes={"steps": 1, "step_size": r.epsilon, "random": False}) for r in rows]
+    else:
+        one = [FGSM(epsilon=r.epsilon, norm=r.norm, loss=r.make().loss).run(r.problem()) for r in rows]
     many, once = (torch.cat([r.score for r in results]).mean() for results in (map(attacked, rows), one))
     assert many <= once
 
 
 @_rows([r for r in TABLE if "targeted" in r.entry.attack.about.goals and r.entry.seeks])
 def test_a_target_comes_closer(row: Row) -> None:
-    result = row.run(target=row.goal())
-    before = 1 - row.problem(targeted=True).clean().score
+    result, problem = row.run(target=row.goal()), row.problem(targeted=True)
+    assert (result.score < problem.clean().score).all()
+    before = CRITERIA["dice"](problem.clean().logits, problem.reference, row.mode)
     assert result.target_dice is not None
     assert (result.target_dice > before).all()
 
@@ -211,7 +270,8 @@ def test_outside_the_region_nothing_changes(row: Row) -> None:
     assert torch.equal(result.adversarial[outside], t.images[outside])
     inside = size(result.perturbation, row.norm, region)
     assert (inside <= row.epsilon * (1 + ROUNDING)).all()
-    assert (inside > 0).all()
+    if row.entry.seeks:
+        assert (inside > 0).all()
     # Elsewhere most of the region lies at the bounds, and may move only inwards.
     if row.entry.fills and row.bounds == "own":
         assert (inside > row.epsilon / 2).all()
@@ -270,7 +330,7 @@ def test_each_step_is_reported_and_paid_for(row: Row) -> None:
     assert (result.gradients + result.queries >= len(heard)).all()
 
 
-@_rows([r for r in TABLE if r.ndim == 2 and r.mode == "multiclass" and r.entry.climbs])
+@_rows([r for r in TABLE if r.ndim == 2 and r.mode == "multiclass" and r.attack != "fgsm"])
 def test_stopping_keeps_the_best_so_far(row: Row) -> None:
     heard: list[Step] = []
 

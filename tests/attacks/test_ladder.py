@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from attack_subjects import target
 from torch import Tensor
 
-from cease_core.attacks import FGSM, PGD, Norm, Rung, Step, ladder
+from cease_core.attacks import FGSM, PGD, SEA, Attack, Bisection, Norm, RandomNoise, Rung, Step, ladder
 from cease_core.attacks.losses import dice_ce, one_hot
 from cease_core.attacks.norms import rms
 from cease_core.attacks.problem import Problem
@@ -172,6 +172,31 @@ def test_restarts_are_paid_for_at_the_top_alone() -> None:
     assert [r.done for r in one[:2]] == [5, 8]
     assert [r.result.gradients.tolist() for r in three[:2]] == [[15, 15], [18, 18]]
     assert (three[0].result.dice <= one[0].result.dice).all()
+
+
+@pytest.mark.parametrize("attack", [Bisection(inner=PGD(steps=4)), RandomNoise(draws=2), SEA(steps=4)], ids=type)
+def test_any_attack_climbs_down(attack: Attack) -> None:
+    t = target("multiclass", 2)
+    problem = Problem.pose(t.net, t.images, t.labels, attack.loss)
+    radii, steps = [0.02, 0.04, 0.06], []
+    last = {r.epsilon: r for r in ladder(attack, problem, radii, callback=steps.append)}
+    assert sorted(last) == radii
+    for epsilon, rung in last.items():
+        assert rung.result.perturbation.abs().amax() <= epsilon * (1 + 1e-6)
+        torch.testing.assert_close(problem.look(rung.result.perturbation).score, rung.result.score)
+    scores = torch.stack([last[e].result.score for e in radii])
+    assert (scores.diff(dim=0) <= 0).all()
+    assert steps[-1].done == steps[-1].total
+
+
+def test_a_minimal_attack_is_found_once() -> None:
+    t = target("multiclass", 2)
+    problem = Problem.pose(t.net, t.images, t.labels, "soft_dice")
+    attack = Bisection(inner=PGD(steps=4), epsilon=0.06)
+    alone, paid = attack.run(problem), []
+    rungs = list(ladder(attack, problem, [0.06, 0.03], callback=paid.append))
+    assert torch.equal(rungs[0].result.perturbation, alone.perturbation)
+    assert rungs[1].result.gradients.tolist() == alone.gradients.tolist()
 
 
 def test_radii_are_sorted_and_told_apart(problem: Problem) -> None:

@@ -81,7 +81,14 @@ def test_epsilon_below_zero(cease: Cease, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (("--attack", "magic"), "fgsm, pgd"),
+        (("--attack", "magic"), "fgsm, bim, pgd"),
+        (("--attack", "asma"), "give it a target mask"),
+        (("--attack", "transfer"), "needs a second model"),
+        (("--source", "tiny-volume"), "leave out --source"),
+        (("--target", "moon"), "erase"),
+        (("--set", "restarts"), "restarts=3"),
+        (("--set", "restarts=many"), "restarts of PGD is 'many'"),
+        (("--set", "colour=3"), "has no parameter 'colour'"),
         (("--attack", "fgsm", "--steps", "5"), "--steps"),
         (("--steps", "0"), "at least 1"),
         (("--norm", "l7"), "linf or l2"),

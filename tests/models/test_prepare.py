@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.networks.blocks.acti_norm import ADN
 from torch import nn
 
+from cease_core.errors import CeaseError
 from cease_core.models import SegmentationModel, prepare
 
 CONFIGURATIONS = {
@@ -62,11 +64,7 @@ def test_the_copy_is_frozen_and_the_gradient_reaches_the_image(make_model, name:
     prepared = prepare(model)
     assert not prepared.training
     assert not any(p.requires_grad for p in prepared.parameters())
-    images = torch.rand(1, 1, 12, 12, requires_grad=True)
-    gradients = [torch.autograd.grad(net(images).square().sum(), images)[0] for net in (model, prepared)]
-    assert gradients[0].any()
-    error = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
-    assert error < 1e-4
+    gradient_is_kept(model, prepared)
 
 
 @pytest.mark.parametrize(("ndim", "layout"), [(2, torch.channels_last), (3, torch.channels_last_3d)])
@@ -87,4 +85,111 @@ def test_folding_that_would_change_the_answer_is_undone(make_model, caplog: pyte
     with torch.no_grad():
         torch.testing.assert_close(prepared(images), model(images), rtol=1e-4, atol=1e-5)
     assert norms(prepared) == norms(model)
-    assert "it runs unfolded" in caplog.text
+    assert "it runs unsimplified" in caplog.text
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_one_slope_for_all_channels_becomes_a_leaky_relu(make_model, ndim: int) -> None:
+    prepared = prepare(make_model(ndim=ndim))
+    kinds = [type(m) for m in prepared.modules()]
+    assert nn.PReLU not in kinds
+    assert nn.LeakyReLU in kinds
+    assert not any(issubclass(kind, nn.modules.dropout._DropoutNd) for kind in kinds)
+
+
+@pytest.mark.parametrize("slope", [0.25, 0.0, -0.3, 1.5])
+def test_slopes_are_kept_whatever_training_made_of_them(make_model, slope: float, caplog) -> None:
+    model: SegmentationModel = make_model()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.PReLU):
+                module.weight.fill_(slope)
+    prepared = prepare(model)
+    assert not caplog.text
+    assert {m.negative_slope for m in prepared.modules() if isinstance(m, nn.LeakyReLU)} == {float(torch.tensor(slope))}
+    gradient_is_kept(model, prepared)
+
+
+def test_one_slope_a_channel_stays(make_model) -> None:
+    model: SegmentationModel = make_model()
+    block = next(m for m in model.modules() if isinstance(m, ADN))
+    block.A = nn.PReLU(4)
+    with torch.no_grad():
+        block.A.weight.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    prepared = prepare(model)
+    assert [m.num_parameters for m in prepared.modules() if isinstance(m, nn.PReLU)] == [4]
+    gradient_is_kept(model, prepared)
+
+
+def test_an_activation_whose_input_is_needed_later_is_not_overwritten(make_model, caplog) -> None:
+    # A block whose output is the product of its activation and the activation's input.
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.PReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.act(x)
+
+    model: SegmentationModel = make_model()
+    block = next(m for m in model.modules() if isinstance(m, ADN))
+    block.A = Gate()
+    prepared = prepare(model)
+    assert "it runs unsimplified" in caplog.text
+    gradient_is_kept(model, prepared)
+
+
+def test_same_logits_but_another_gradient_is_undone(make_model, caplog) -> None:
+    class Crooked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: torch.Tensor, factor: float) -> torch.Tensor:
+            ctx.factor = factor
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, upstream: torch.Tensor):
+            return upstream * ctx.factor, None
+
+    class Deceitful(nn.Dropout):
+        """Passes values on but not their gradient; a dropout in evaluation mode would pass on both."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Crooked.apply(x, 0.5)
+
+    model: SegmentationModel = make_model()
+    block = next(m for m in model.modules() if isinstance(m, ADN))
+    block.A = nn.Sequential(Deceitful(), block.A)
+    prepared = prepare(model)
+    assert "it runs unsimplified" in caplog.text
+    gradient_is_kept(model, prepared)
+
+
+def test_a_single_small_volume_is_answered_like_one_of_many(make_model) -> None:
+    prepared = prepare(make_model(ndim=3))
+    images = torch.rand(2, 1, 12, 12, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(prepared(images)[:1], prepared(images[:1]), rtol=1e-5, atol=1e-6)
+
+
+def test_reduced_precision_keeps_the_exact_model_beside_it(make_model) -> None:
+    model: SegmentationModel = make_model()
+    reduced, full = prepare(model, precision="bfloat16"), prepare(model)
+    images = torch.rand(1, 1, 12, 12, requires_grad=True)
+    coarse, fine = reduced(images), full(images)
+    assert coarse.dtype == torch.float32
+    assert 1e-4 < (coarse - fine).abs().max() < 0.05 * fine.abs().max()
+    assert torch.equal(reduced.exact(images), fine)
+    assert torch.autograd.grad(coarse.sum(), images)[0].dtype == torch.float32
+    assert not hasattr(full, "exact")
+    assert (reduced.card, reduced.mode) == (model.card, model.mode)
+
+
+def test_an_unknown_precision_is_refused(make_model) -> None:
+    with pytest.raises(CeaseError, match="choose float32 or bfloat16"):
+        prepare(make_model(), precision="float8")  # type: ignore[arg-type]
+
+
+def gradient_is_kept(model: nn.Module, prepared: nn.Module) -> None:
+    images = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    gradients = [torch.autograd.grad(net(images).square().sum(), images)[0] for net in (model, prepared)]
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()

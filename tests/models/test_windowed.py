@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cease_core.models import SegmentationModel, Segmenter, Windowed
+from cease_core.models import SegmentationModel, Segmenter, Windowed, prepare
 
 
 def blend_with_the_whole_graph(windowed: Windowed, images: Tensor) -> Tensor:
     """The same blend, written plainly: autograd keeps every window."""
     window, places = windowed.plan(tuple(images.shape[2:]))
-    weight = windowed.weights(window, images)
+    slices, rows, columns = (windowed.profile(edge) for edge in window)
+    weight = slices[:, None, None] * rows[:, None] * columns
     total: Tensor | float = 0.0
     blended: Tensor | float = 0.0
     for place in places:
@@ -27,6 +28,13 @@ def blend_with_the_whole_graph(windowed: Windowed, images: Tensor) -> Tensor:
 
 def error(found: Tensor, exact: Tensor) -> float:
     return float(((found - exact).norm() / exact.norm()).detach())
+
+
+def border(volume: Tensor) -> Tensor:
+    """The voxels of the outermost layer."""
+    inside = torch.zeros(volume.shape[2:], dtype=torch.bool)
+    inside[tuple(slice(1, s - 1) for s in inside.shape)] = True
+    return volume[..., ~inside]
 
 
 CASES = {
@@ -61,6 +69,7 @@ def test_logits_and_gradient_are_those_of_the_whole_graph(
     gradients = [torch.autograd.grad(logits, images, upstream)[0] for logits in (found, exact)]
     assert (gradients[0] != 0).all()
     assert error(*gradients) <= 1e-5
+    assert error(border(gradients[0]), border(gradients[1])) <= 1e-5
 
 
 def test_every_voxel_is_covered_to_the_last_border() -> None:
@@ -116,3 +125,59 @@ def test_no_window_is_kept_for_the_backward_pass(make_model) -> None:
 def test_a_2d_model_sees_one_slice() -> None:
     with pytest.raises(ValueError, match="the first window edge must be 1"):
         Windowed(_Plain(), (2, 4, 4), planar=True)
+
+
+class _Cramped:
+    """A model that has memory for no more than ``fits`` windows at once."""
+
+    mode = "binary"
+
+    def __init__(self, model: Segmenter, fits: int) -> None:
+        self.model = model
+        self.fits = fits
+        self.seen: list[int] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if len(images) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        self.seen.append(len(images))
+        return self.model(images)
+
+
+def test_windows_that_do_not_fit_together_go_through_one_by_one(make_model, caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model(ndim=3)
+    images = torch.rand(1, 1, 9, 6, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    cramped = _Cramped(model, fits=1)
+    answers = []
+    for segmenter in (model, cramped):
+        logits = Windowed(segmenter, (6, 6, 6), batch=4)(images)
+        answers.append((logits, torch.autograd.grad(logits.sum(), images)[0]))
+    assert set(cramped.seen) == {1}
+    assert "batches of 1" in caplog.text
+    for whole, parts in zip(*answers, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_what_did_not_fit_is_not_tried_again(make_model) -> None:
+    cramped = _Cramped(make_model(ndim=3), fits=2)
+    windowed = Windowed(cramped, (6, 6, 6), batch=8)
+    windowed(torch.rand(1, 1, 9, 9, 9))
+    assert windowed.batch.size == 2
+
+
+def test_a_window_that_does_not_fit_by_itself_is_out_of_memory(make_model) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        Windowed(_Cramped(make_model(ndim=3), fits=0), (6, 6, 6))(torch.rand(1, 1, 6, 6, 6))
+
+
+def test_reduced_precision_is_judged_by_the_same_windows_in_full(make_model) -> None:
+    model = make_model(ndim=3)
+    reduced = prepare(model, precision="bfloat16")
+    images = torch.rand(1, 1, 9, 6, 7, generator=torch.Generator().manual_seed(0))
+    windowed = Windowed(reduced, (6, 6, 6))
+    assert windowed.exact is not None
+    with torch.no_grad():
+        coarse, fine, truth = (w(images) for w in (windowed, windowed.exact, Windowed(model, (6, 6, 6))))
+    torch.testing.assert_close(fine, truth, rtol=1e-4, atol=1e-5)
+    assert error(coarse, truth) > 1e-4
+    assert Windowed(model, (6, 6, 6)).exact is None

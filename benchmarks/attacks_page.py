@@ -1,0 +1,170 @@
+"""Writes ``docs/attacks.md`` from the attacks' own descriptions and the result files.
+
+    python benchmarks/attacks_page.py
+
+Figures come from ``benchmarks/results/{strength,ladder,attack_speed,volume}.json``; a file that is missing
+leaves its section out. Nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from provenance import RESULTS, ROOT
+from strength import LEVELS, by_attack, worst
+
+from cease_core.attacks import ATTACKS, LOSSES
+from cease_core.attacks.targets import TARGETS
+
+PAGE = ROOT / "docs" / "attacks.md"
+NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
+Content = dict[str, Any]
+
+INTRODUCTION = """\
+# Attacks
+
+*Written by `python benchmarks/attacks_page.py` from the attacks' own descriptions and from `benchmarks/results`.*
+
+Every attack is a frozen value that is called on a batch, in 2-D and 3-D, for binary, multiclass and multilabel
+models, within any bounds, and inside a region if one is given:
+
+```python
+from cease_core.attacks import PGD
+from cease_core.attacks.targets import erase
+
+result = PGD(epsilon=8 / 255, steps=20)(model, images, labels)
+erased = PGD(epsilon=8 / 255)(model, images, labels, target=erase(labels), region=region)
+```
+
+ε is in fractions of the intensity window: for ℓ∞ the largest change of any value, for ℓ2 the root mean square.
+The command line and the explorer take it in the scan's unit as well. The strongest perturbation met on the way is
+kept case by case, and the model's answer to it is judged in float32. A callback hears every step and can stop the
+attack, which then returns its best so far.
+"""
+
+
+def load(name: str) -> Content | None:
+    """A result file, if there is one."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def source(content: Content, script: str) -> str:
+    """Where figures come from, in one line."""
+    p = content["provenance"]
+    threads = f"{p['threads']} of {p['cores']} cores" if p["threads"] != p["cores"] else f"{p['cores']} cores"
+    made = f"`python benchmarks/{script}.py`, {p['date']}, commit {p['commit']}"
+    return f"{made}, {p['cpu']}, {threads}, torch {p['torch']}."
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table."""
+    return ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *("| " + " | ".join(r) + " |" for r in rows), ""]
+
+
+def catalogue(strength: Content | None) -> list[str]:
+    """What there is, by group, with its cost."""
+    cost: dict[str, str] = {}
+    for row in strength["rows"] if strength else []:
+        name = row["attack"].split(" · ")[0]
+        parts = [f"{row['gradients']:.0f} gradients"] * (row["gradients"] > 0)
+        parts += [f"{row['queries']:.0f} queries"] * (row["queries"] > 3)
+        cost.setdefault(name, ", ".join(parts))
+    lines = ["## The attacks", ""]
+    rows = []
+    for name, kind in ATTACKS.items():
+        about = kind.about
+        goals = "" if len(about.goals) == 2 else f" Only {about.goals[0]}."
+        rows.append(
+            [
+                f"**{about.title}** `{name}`",
+                about.group,
+                about.definition + goals,
+                about.source,
+                ", ".join(NORMS[n] for n in about.norms),
+                cost.get(name, "–"),
+                about.when,
+            ]
+        )
+    lines += table(["attack", "group", "what it does", "source", "norms", "cost by default", "when to use it"], rows)
+    lines += [f"Losses: {', '.join(f'`{x}`' for x in LOSSES)}.", ""]
+    lines += [f"Ready targets: {', '.join(f'`{x}`' for x in TARGETS)}; or any mask on the scan's grid.", ""]
+    return lines
+
+
+def strength_section(content: Content) -> list[str]:
+    """Every attack on every model that was measured."""
+    rows = content["rows"]
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    tables = {m: by_attack(rows, m) for m in models}
+    head = ["attack", *(f"{m} {level}/255" for m in models for level in LEVELS), "gradients", "queries"]
+    last = LEVELS[-1]
+
+    def strongest_first(name: str) -> float:
+        return sum(float(np.mean(tables[m][name][last]["dice"])) for m in models)
+
+    names = sorted(set.intersection(*(set(t) for t in tables.values())), key=strongest_first)
+    lines = [["worst of all", *(f"{worst(tables[m], level):.3f}" for m in models for level in LEVELS), "", ""]]
+    for name in names:
+        cells = [f"{np.mean(tables[m][name][level]['dice']):.3f}" for m in models for level in LEVELS]
+        row = tables[models[0]][name][last]
+        lines.append([name, *cells, f"{row['gradients']:.0f}", f"{row['queries']:.0f}"])
+    count = len(rows[0]["dice"])
+    return [
+        "## How strong they are",
+        "",
+        f"Dice with the labels after the attack, mean over {count} held-out cases, each attack with its default "
+        "parameters (targeted-only attacks: target *erase*); gradient evaluations and queries a case. Lower is "
+        "stronger. *Worst of all* takes the lowest Dice of each case over all rows. Minimal-norm attacks stop once "
+        "Dice is half the clean one: that is their aim, not a weakness.",
+        "",
+        *table(head, lines),
+        source(content, "strength"),
+        "",
+    ]
+
+
+def ladder_section(content: Content) -> list[str]:
+    """The ladder beside independent attacks."""
+    rows = [
+        [
+            r["model"],
+            str(r["cases"]),
+            f"{r['gradients']} / {r['gradients_alone']} ({r['share']:.0%})",
+            f"{r['grid_mean']:.3f} / {r['grid_mean_alone']:.3f}",
+            f"{r['worst_above']:+.3f} at {r['worst_above_at']}/255",
+            f"{r['seeds_differ_by']:.3f}",
+        ]
+        for r in content["rows"]
+    ]
+    head = ["model", "cases", "gradients", "mean Dice over 16 ε", "weakest ε", "two seeds of PGD differ by up to"]
+    verdict = "Every target is reached" if content["targets_reached"] else "Not every target is reached"
+    return [
+        "## The ε ladder",
+        "",
+        "One descent from 16/255 to 1/255, against an independent PGD-20 at every ε (ladder / independent).",
+        "",
+        *table(head, rows),
+        "Targets: at most a third of the gradients, grid mean at most .005 higher, no ε higher by more than .02. "
+        f"{verdict}.",
+        "",
+        source(content, "ladder"),
+        "",
+    ]
+
+
+def main() -> None:
+    strength, ladder = load("strength"), load("ladder")
+    lines = [INTRODUCTION, *catalogue(strength)]
+    if strength:
+        lines += strength_section(strength)
+    if ladder:
+        lines += ladder_section(ladder)
+    PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    print(PAGE.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
