@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GOALS := $(or $(MAKECMDGOALS),setup)
 
-.PHONY: help setup demo test lint screenshots clean libraries display
+.PHONY: help setup bench-setup demo test lint screenshots clean libraries display
 .DEFAULT_GOAL := help
 
 help:
@@ -14,12 +14,18 @@ help:
 	@echo 'make lint         check style, types, import directions and the plugin manifest'
 	@echo 'make screenshots  draw the pictures of the documentation again'
 	@echo 'make setup        install everything into $(VENV) (the other targets do this first)'
+	@echo 'make bench-setup  install the libraries that the benchmarks compare with'
 	@echo 'make clean        remove caches and build outputs, not $(VENV)'
 
 setup: libraries $(STAMP)
 
 demo: setup
 	@$(BIN)/napari-cease demo
+
+# torchattacks asks for torchvision, which it does not use and which drags in another torch, and for old requests.
+bench-setup: setup
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev,bench]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps 'torchattacks==3.5.1'
 
 test: setup display
 	$(BIN)/python -m pytest

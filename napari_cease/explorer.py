@@ -16,14 +16,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from napari.components import ViewerModel
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Layer, Shapes
+from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from cease_core.attacks import Attack, CriticalMap
+from cease_core.attacks.targets import TARGETS
 from cease_core.errors import CeaseError
-from cease_core.evaluation import Distortion
 from cease_core.models import ModelCard, SegmentationModel, best_device, load_model, prepare
 from cease_core.models.checkpoint import WEIGHTS, load_card
 from cease_core.scan import Scan, check_labels
+from napari_cease.choices import alike
 from napari_cease.geometry import scan_of_layer
 from napari_cease.jobs.exploration import (
     SIDES,
@@ -37,7 +40,8 @@ from napari_cease.jobs.exploration import (
 )
 from napari_cease.jobs.worker import Worker
 from napari_cease.layers import TITLES, Panes, edits
-from napari_cease.session import LEVELS, ExplorerSession, Reference
+from napari_cease.regions import region_of_layer
+from napari_cease.session import LEVELS, ExplorerSession, Reference, Region
 
 KEPT_BYTES = 512 * 2**20
 """Memory for the results of slices and settings that were looked at before; the oldest give way."""
@@ -60,10 +64,9 @@ class Settings(NamedTuple):
 
     undefended: Path | None
     defended: Path | None
-    attack: str
-    norm: str
-    loss: str
-    steps: int
+    attack: Attack
+    target: str | Reference | None
+    region: Region | None
     top: int
     slice_index: int
 
@@ -80,6 +83,31 @@ class Results:
     opened: dict[Side, Opened] = field(default_factory=dict)
     views: dict[tuple[Side, int], View] = field(default_factory=dict)
     complete: bool = False
+    critical: dict[Side, tuple[int, NDArray[np.float32]]] = field(default_factory=dict)
+    revision: int = 0
+
+    def learn(self, view: View) -> None:
+        """Take a view in; a preview never replaces the ladder's own."""
+        key = (view.side, round(view.epsilon * LEVELS))
+        old = self.views.get(key)
+        if view.preview and old is not None and not old.preview:
+            return
+        self.views[key] = view
+        self.revision += not view.preview
+
+    def critical_levels(self, side: Side) -> NDArray[np.float32] | None:
+        """ε, in 1/255, at which each voxel first flips: the same array until the ladder has learnt more."""
+        opened = self.opened.get(side)
+        if opened is None:
+            return None
+        if side not in self.critical or self.critical[side][0] != self.revision:
+            # From the start, so that a rung which was found anew counts as it is now.
+            found = CriticalMap(opened.mask)
+            for (one, _), view in self.views.items():
+                if one == side and not view.preview:
+                    found.update(view.epsilon, view.mask)
+            self.critical[side] = self.revision, found.values * np.float32(LEVELS)
+        return self.critical[side][1]
 
     @property
     def nbytes(self) -> int:
@@ -122,6 +150,10 @@ class Explorer(QObject):
         self.worker.finished.connect(self._on_finished)
         self.scan_layer: Image | None = None
         self.labels_layer: Labels | None = None
+        self.region_layer: Labels | Shapes | None = None
+        self.target_layer: Labels | None = None
+        self.remarks: dict[str, str] = {}
+        """What the user should know about the choices, a sentence for each."""
         self._known: OrderedDict[Settings, Results] = OrderedDict()
         self._volumes: dict[tuple[Settings, int], Results] = {}
         self._running: Settings | None = None
@@ -138,9 +170,10 @@ class Explorer(QObject):
         # Typing in a field or scrolling through slices should not start an attack for every value on the way.
         self._restart = _single_shot(self, self.explore, 60)
         self._reread = _single_shot(self, self._on_edited, 300)
-        self._timers = (self._restart, self._draw, self._tell, self._fit, self._reread)
+        self._redraw = _single_shot(self, self._on_redrawn, 300)
+        self._timers = (self._restart, self._draw, self._tell, self._fit, self._reread, self._redraw)
         events = session.events
-        for name in ("attack", "norm", "loss", "steps", "top"):
+        for name in ("attack", "parameters", "target", "region", "top"):
             getattr(events, name).connect(self._explore_soon)
         for name in ("gain", "index"):
             getattr(events, name).connect(self._draw_soon)
@@ -151,6 +184,7 @@ class Explorer(QObject):
         for name in ("undefended", "defended"):
             getattr(events, name).connect(self._relayout)
         events.side_by_side.connect(self._on_split)
+        events.show_critical.connect(self._on_critical)
         viewer.dims.events.current_step.connect(self._on_step)
 
     # --- choosing -------------------------------------------------------------------------------------------
@@ -176,6 +210,8 @@ class Explorer(QObject):
         if scan_layer is None:
             self.stop()
             self._watch(None, None)
+            with self.session.events.blocked():
+                self._let_go()
             self.session.scan = self.session.reference = None
             self.panes.close()
             return
@@ -202,9 +238,14 @@ class Explorer(QObject):
             self._running = self._volume_running = None
         self._refused = None
         self._watch(scan_layer, labels_layer)
+        if not fits:
+            self._let_go()
+        moved = fits and scan is not s.scan
         s.reference = reference
         s.scan = scan
         s.index = self._step()
+        if moved:
+            self._on_redrawn()
         if before == (scan, scan_layer, labels_layer, s.undefended, s.defended):
             self.explore()
             return
@@ -216,15 +257,117 @@ class Explorer(QObject):
                 f"{cards[misfits[0]].title} does not take images such as {scan.name}; choose a model made for them."
             )
 
+    def choose_region(self, layer: Labels | Shapes | None) -> None:
+        """Let the scan change only where a layer marks it; None for everywhere.
+
+        A layer that marks nothing, or does not fit, is remarked upon and waited for; until it does, the region
+        stays as it was.
+        """
+        self.region_layer = self._rewatch(self.region_layer, layer, self._on_marked)
+        self._read_region()
+
+    def choose_target(self, target: str | Labels | None) -> None:
+        """Reach a mask: a key of `TARGETS`, or the mask of a layer; None to leave the mask.
+
+        A layer that does not fit is remarked upon and waited for; until it does, the target stays as it was.
+        """
+        layer = target if isinstance(target, Labels) else None
+        self.target_layer = self._rewatch(self.target_layer, layer, self._on_marked)
+        if layer is not None:
+            self._read_target()
+        else:
+            self._set_target(target)
+
+    def choose_attack(self, key: str) -> None:
+        """Choose an attack; one that needs a mask to reach gets one."""
+        self.remark("attack", self.session.choose_attack(key))
+
+    def _read_region(self) -> None:
+        s, layer = self.session, self.region_layer
+        region, remark = None, ""
+        if layer is not None and s.scan is not None:
+            try:
+                inside = region_of_layer(layer, s.scan)
+            except CeaseError as error:
+                now = f"the region is still {s.region.name}" if s.region is not None else "everything may change"
+                region, remark = s.region, f"{error} Until then {now}."
+            else:
+                same = s.region is not None and np.array_equal(s.region.inside, inside)
+                region = s.region if same else Region(layer.name, inside)
+        self.remark("region", remark)
+        s.region = region
+        self._forget_masks()
+
+    def _read_target(self, *, keep: bool = True) -> None:
+        s, layer = self.session, self.target_layer
+        if layer is None or s.scan is None:
+            return
+        try:
+            mask = check_labels(layer.data, s.scan, layer.name)
+            for card in self.cards().values():
+                known = {0, *(c.id for c in card.classes)}
+                if unknown := set(np.unique(mask).tolist()) - known:
+                    raise CeaseError(
+                        f"{layer.name} holds class {min(unknown)}, which {card.title} does not know; "
+                        "choose a mask with the model's classes."
+                    )
+        except CeaseError as error:
+            if not keep:
+                s.target = None
+            now = f"the target is still “{s.target_name}”" if s.target is not None else "there is no target"
+            self.remark("target", f"{error} Until then {now}.")
+            return
+        old = s.target
+        same = isinstance(old, Reference) and np.array_equal(old.labels, mask)
+        self._set_target(old if same else Reference(layer.name, mask))
+
+    def _set_target(self, target: str | Reference | None) -> None:
+        # What this says about the attack outdates what was said before.
+        self.remarks.pop("attack", None)
+        self.remark("target", self.session.choose_target(target))
+        self._forget_masks()
+
+    def _forget_masks(self) -> None:
+        """Let go of results for masks that were edited or given up since: they cannot be chosen again."""
+        s = self.session
+
+        def gone(key: Settings) -> bool:
+            region = key.region is not None and key.region is not s.region
+            return region or (isinstance(key.target, Reference) and key.target is not s.target)
+
+        for key in [k for k in self._known if gone(k)]:
+            del self._known[key]
+        for volume in [v for v in self._volumes if gone(v[0])]:
+            del self._volumes[volume]
+
+    def remark(self, about: str, sentence: str) -> None:
+        """Say something about a choice, in place of what was said before; an empty sentence takes it back."""
+        self.remarks.pop(about, None)
+        if sentence:
+            self.remarks[about] = sentence
+        self._tell_soon()
+
+    def _let_go(self) -> None:
+        """Another scan has other layers to mark it."""
+        self.region_layer = self._rewatch(self.region_layer, None, self._on_marked)
+        if self.target_layer is not None:
+            self.target_layer = self._rewatch(self.target_layer, None, self._on_marked)
+            self.session.target = None
+        self.session.region = None
+        self.remarks.clear()
+
     def _watch(self, scan_layer: Image | None, labels_layer: Labels | None) -> None:
         """Notice edits of the layers in use."""
-        for layer in (self.scan_layer, self.labels_layer):
-            for event in edits(layer) if layer is not None else ():
-                event.disconnect(self._on_edit)
-        self.scan_layer, self.labels_layer = scan_layer, labels_layer
-        for layer in (scan_layer, labels_layer):
-            for event in edits(layer) if layer is not None else ():
-                event.connect(self._on_edit)
+        self.scan_layer = self._rewatch(self.scan_layer, scan_layer, self._on_edit)
+        self.labels_layer = self._rewatch(self.labels_layer, labels_layer, self._on_edit)
+
+    @staticmethod
+    def _rewatch(old: Layer | None, new: Any, slot: Callable[[Any], None]) -> Any:
+        for event in edits(old) if old is not None else ():
+            event.disconnect(slot)
+        for event in edits(new) if new is not None else ():
+            event.connect(slot)
+        return new
 
     def _on_edit(self, _: Any = None) -> None:
         self._reread.start()
@@ -234,6 +377,13 @@ class Explorer(QObject):
             self.choose(self.scan_layer, self.labels_layer)
         except CeaseError as error:
             self.failed.emit(str(error))
+
+    def _on_marked(self, _: Any = None) -> None:
+        self._redraw.start()
+
+    def _on_redrawn(self) -> None:
+        self._read_region()
+        self._read_target()
 
     def cards(self) -> dict[Side, ModelCard]:
         """Cards of the chosen models."""
@@ -259,10 +409,29 @@ class Explorer(QObject):
             self.failed.emit(str(error))
             return
         self._on_shown()
+        self._on_critical()
+        if not self.twins:
+            self.remark("attack", self.session.lose_source())
+        # Other models may not know the classes of the mask to reach.
+        self._read_target(keep=False)
         if self.cards_chosen():
             self.explore()
         else:
             self.stop()
+
+    @property
+    def twins(self) -> bool:
+        """Whether what is made on one side's model can be shown to the other's."""
+        try:
+            return alike(self.cards().values())
+        except CeaseError:
+            return False
+
+    def _on_critical(self) -> None:
+        if self.session.scan is None:
+            return
+        self.panes.set_critical(self.session.show_critical, self.cards_chosen())
+        self._draw_critical()
 
     def _on_shown(self) -> None:
         self.panes.set_visible("perturbation", self.session.show_perturbation)
@@ -274,7 +443,7 @@ class Explorer(QObject):
     def key(self) -> Settings:
         """What the present results depend on, besides ε."""
         s = self.session
-        return Settings(s.undefended, s.defended, s.attack, s.norm, s.loss, s.steps, s.top, s.index)
+        return Settings(s.undefended, s.defended, s.rule, s.target, s.region, s.top, s.index)
 
     @property
     def results(self) -> Results:
@@ -352,6 +521,8 @@ class Explorer(QObject):
         for timer in self._timers:
             timer.stop()
         self._watch(None, None)
+        self.region_layer = self._rewatch(self.region_layer, None, self._on_marked)
+        self.target_layer = self._rewatch(self.target_layer, None, self._on_marked)
         ended = self.worker.shutdown()
         self.panes.release()
         return ended
@@ -369,6 +540,8 @@ class Explorer(QObject):
             extent="volume" if whole else "slice",
             index=s.index,
             device=best_device(),
+            target=TARGETS[s.target].make if isinstance(s.target, str) else s.target.labels if s.target else None,
+            region=s.region.inside if s.region else None,
         )
 
     def _wants(self) -> float | None:
@@ -387,18 +560,14 @@ class Explorer(QObject):
             return
         if isinstance(event, Opened):
             results.opened[event.side] = event
-            results.views[(event.side, 0)] = _clean_view(event, self.session.scan)
+            results.learn(event.unchanged(0.0, self.session.scan.channels if self.session.scan else 1))
         elif isinstance(event, Progress):
             self._progress = event
             self._tell_soon()
             return
         elif isinstance(event, View):
-            level = round(event.epsilon * LEVELS)
-            old = results.views.get((event.side, level))
-            if event.preview and old is not None and not old.preview:
-                return
-            results.views[(event.side, level)] = event
-            if level != self.session.level:
+            results.learn(event)
+            if round(event.epsilon * LEVELS) != self.session.level:
                 self._tell_soon()
                 return
         self._draw.start()
@@ -431,6 +600,7 @@ class Explorer(QObject):
         if self._progress is not None and (self._running or self._volume_running):
             self.progressed.emit(self._progress.done, self._progress.total)
         self._progress = None
+        self._draw_critical()
         self.refreshed.emit()
 
     # --- drawing --------------------------------------------------------------------------------------------
@@ -471,13 +641,24 @@ class Explorer(QObject):
             if view is None or opened is None:
                 continue
             self.panes.show(view, opened, limit=2 * s.top / LEVELS / s.gain, title=self.title(side, view))
+        self._draw_critical()
         self.refreshed.emit()
         self.drawn.emit()
+
+    def _draw_critical(self) -> None:
+        if not self.session.show_critical:
+            return
+        for side, opened in self.results.opened.items():
+            levels = self.results.critical_levels(side)
+            if levels is not None:
+                self.panes.show_critical(side, opened, levels, self.session.top)
 
     def title(self, side: Side, view: View) -> str:
         """Name of the mask layer: what it is, at which ε, and how good it is."""
         mark = " (preview)" if view.preview else ""
-        return f"{TITLES[side]} · ε {self.session.level}/255 · Dice {view.dice:.2f}{mark}"
+        # Half the canvas is narrow: with a target, the overlap with that is what counts.
+        good = f"Dice {view.dice:.2f}" if view.target_dice is None else f"target {view.target_dice:.2f}"
+        return f"{TITLES[side]} · ε {self.session.level}/255 · {good}{mark}"
 
     # --- the viewer's slice ---------------------------------------------------------------------------------
 
@@ -512,12 +693,6 @@ def takes(card: ModelCard, scan: Scan) -> bool:
 def _all_known(settings: Settings, results: Results) -> bool:
     levels = range(1, settings.top + 1)
     return all((side, level) in results.views for side in SIDES if getattr(settings, side) for level in levels)
-
-
-def _clean_view(opened: Opened, scan: Scan | None) -> View:
-    channels = scan.channels if scan is not None else 1
-    zero = np.broadcast_to(np.float32(0), (channels, *opened.mask.shape))
-    return View(opened.side, 0.0, opened.mask, zero, opened.dice, Distortion(0.0, 0.0, float("inf"), 1.0), False)
 
 
 def _single_shot(parent: QObject, slot: Callable[[], None], milliseconds: int = 0) -> QTimer:

@@ -8,26 +8,28 @@ metadata; the user's layers are read and never changed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from napari.components import ViewerModel
-from napari.layers import Image, Labels, Layer
-from napari.utils.colormaps import DirectLabelColormap
+from napari.layers import Image, Labels, Layer, Shapes
+from napari.utils.colormaps import Colormap, DirectLabelColormap, ensure_colormap
 from numpy.typing import NDArray
 
 from cease_core.models import ModelCard
 from cease_core.scan import Scan
 from napari_cease.geometry import display_array, layer_geometry
-from napari_cease.jobs.exploration import Opened, Side, View
+from napari_cease.jobs.exploration import SIDES, Opened, Side, View
 
-Role = Literal["scan", "labels", "mask", "perturbation", "adversarial", "scan twin", "labels twin"]
+Role = Literal["scan", "labels", "mask", "perturbation", "adversarial", "critical", "scan twin", "labels twin"]
 OURS: tuple[Role, ...] = ("mask", "perturbation", "adversarial")
 
 TITLES: dict[Side, str] = {"undefended": "Undefended", "defended": "Defended"}
 # Two ends of a blue–red scale, bright enough on grey scans and apart for any common colour vision.
 NEGATIVE, POSITIVE = (64, 144, 255), (255, 72, 60)
 STRONGEST_ALPHA = 0.6
+CRITICAL_ALPHA = 0.85
 
 
 def _scale() -> NDArray[np.uint32]:
@@ -40,6 +42,13 @@ def _scale() -> NDArray[np.uint32]:
 
 
 _SCALE = _scale()
+
+
+def fragile_first() -> Colormap:
+    """Perceptually uniform, bright where little is needed; NaN, never flipped, is transparent."""
+    # Without its darkest tenth, which would look like a hole in the scan.
+    colours = ensure_colormap("inferno").colors
+    return Colormap(colours[len(colours) // 10 :][::-1], name="critical ε", nan_color="transparent")
 
 
 def role_of(layer: Layer) -> tuple[str | None, str | None]:
@@ -84,6 +93,7 @@ class Panes:
         self.viewer = viewer
         self.scan: Scan | None = None
         self._shown: dict[Side, tuple[View, Opened, float, str]] = {}
+        self._critical: dict[Side, NDArray[np.float32]] = {}
         self._twins: list[tuple[Layer, Layer]] = []
         viewer.events.reset_view.connect(self._fit_panes)
         viewer.layers.events.removed.connect(self._on_removed)
@@ -152,6 +162,7 @@ class Panes:
     def _remove(self) -> None:
         self.scan = None
         self._shown.clear()
+        self._critical.clear()
         for layer, _ in self._twins:
             for event in edits(layer):
                 event.disconnect(self._follow)
@@ -226,6 +237,40 @@ class Panes:
             if layer.visible:
                 self._fill(layer, opened.place, self._values(role, view, opened, limit))
 
+    def set_critical(self, shown: bool, sides: Sequence[Side]) -> None:
+        """Add the layers of the critical ε, over the masks, or take them away."""
+        selected = set(self.viewer.layers.selection)
+        with self.viewer.layers.batched_update():
+            for side in SIDES:
+                layer = self.find("critical", side)
+                if layer is not None and not shown:
+                    self._critical.pop(side, None)
+                    self.viewer.layers.remove(layer)
+                elif layer is None and shown and side in sides and self.scan is not None:
+                    mask = self.find("mask", side)
+                    at = len(self.viewer.layers) if mask is None else self.viewer.layers.index(mask) + 1
+                    self._insert(at, self._critical_map(side))
+            self._keep_stride()
+        self.viewer.layers.selection = {layer for layer in selected if layer in self.viewer.layers}
+
+    def show_critical(self, side: Side, opened: Opened, values: NDArray[np.float32], top: int) -> None:
+        """Put the critical ε of one part of the scan into its layer.
+
+        Parameters
+        ----------
+        values
+            Of every voxel, in 1/255, shape (*part); NaN where nothing flipped it. Told apart by identity.
+        top
+            Largest ε that was tried, in 1/255.
+        """
+        layer = self.find("critical", side)
+        if layer is None or self._critical.get(side) is values:
+            return
+        self._critical[side] = values
+        if layer.contrast_limits[1] != top:
+            layer.contrast_limits_range = layer.contrast_limits = (0, top)
+        self._fill(layer, opened.place, values)
+
     def _values(self, role: Role, view: View, opened: Opened, limit: float) -> NDArray[Any]:
         assert self.scan is not None
         if role == "mask":
@@ -245,8 +290,10 @@ class Panes:
         before = mark.get("place", place)
         if before != place:
             assert self.scan is not None
-            adversarial = mark["role"] == "adversarial"
-            layer.data[before] = display_array(self._clean(before), self.scan) if adversarial else 0
+            if mark["role"] == "adversarial":
+                layer.data[before] = display_array(self._clean(before), self.scan)
+            else:
+                layer.data[before] = np.nan if mark["role"] == "critical" else 0
         # In place and refreshed: half the time of assigning new data.
         layer.data[place] = values
         mark["place"] = place
@@ -317,6 +364,21 @@ class Panes:
             **layer_geometry(self.scan),
         )
 
+    def _critical_map(self, side: Side) -> Image:
+        assert self.scan is not None
+        layer = Image(
+            np.full(self.scan.shape, np.nan, np.float32),
+            name=f"critical ε in 1/255 ({side})",
+            colormap=fragile_first(),
+            contrast_limits=(0, 1),
+            opacity=CRITICAL_ALPHA,
+            metadata=self._mark("critical", side),
+            **layer_geometry(self.scan),
+        )
+        layer.colorbar.visible = True
+        layer.colorbar.position = "bottom_left"
+        return layer
+
     def _twin(self, layer: Layer, role: Role) -> Layer:
         assert self.scan is not None
         common: dict[str, Any] = {"name": f"{layer.name} (right)", "metadata": self._mark(role, None)}
@@ -344,5 +406,10 @@ class Panes:
 
 
 def edits(layer: Layer) -> list[Any]:
-    """What a layer emits when its values change."""
-    return [layer.events.data, *([layer.events.paint] if isinstance(layer, Labels) else [])]
+    """What a layer emits when its values change, or where they lie."""
+    moves = [getattr(layer.events, name) for name in ("scale", "translate", "rotate", "shear", "affine")]
+    return [
+        layer.events.data,
+        *([layer.events.paint] if isinstance(layer, Labels) else []),
+        *(moves if isinstance(layer, Shapes) else []),
+    ]

@@ -15,6 +15,9 @@ from cease_core.models.card import Mode
 
 def decide(logits: Tensor, mode: Mode) -> Tensor:
     """One-hot mask (N, K, *spatial), bool, that the logits stand for."""
+    if mode == "multiclass" and logits.shape[1] == 2:
+        second = logits[:, 1:] > logits[:, :1]
+        return torch.cat((~second, second), dim=1)
     if mode == "multiclass":
         ids = torch.arange(logits.shape[1], device=logits.device).view(1, -1, *(1,) * (logits.ndim - 2))
         return logits.argmax(dim=1, keepdim=True) == ids
@@ -71,7 +74,7 @@ def _dice(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
 def _overlap(p: Tensor, t: Tensor) -> Tensor:
     p, t = p.flatten(2), t.flatten(2)
     both = p.sum(-1) + t.sum(-1)
-    return torch.where(both > 0, 2 * (p * t).sum(-1) / both.clamp_min(1), 1.0)
+    return torch.where(both > 0, 2 * torch.linalg.vecdot(p, t) / both.clamp_min(1), 1.0)
 
 
 def _with_background(mask: Tensor, mode: Mode) -> Tensor:

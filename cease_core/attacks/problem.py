@@ -115,29 +115,33 @@ class Problem:
             If labels, target, region, bounds or the model's output do not fit.
         """
         images = images.detach().float()
-        with torch.no_grad():
-            logits = model(images[:1])
-        _check_logits(logits, images)
+        ascended = ascent(loss, targeted=target is not None)
+        batch = BatchSize(len(images))
+        logits = _clean_logits(model, images, batch)
         mode: Mode = model.mode
         truth = _mask(labels, images, logits, mode, "labels")
         goal = None if target is None else _mask(target, images, logits, mode, "target")
         if criterion != "loss" and criterion not in CRITERIA:
             raise CeaseError(f"unknown criterion {criterion!r}; choose one of {', '.join(CRITERIA)} or loss.")
         low, high = _limits(images, bounds)
-        return cls(
+        problem = cls(
             model=model,
             images=images,
             labels=truth,
             goal=goal,
-            objective=of_logits(ascent(loss, targeted=goal is not None)),
+            objective=of_logits(ascended),
             criterion=criterion,
             region=None if region is None else _check_region(region, images),
             low=low,
             high=high,
             cases=torch.arange(len(images), device=images.device),
             restart=torch.zeros(len(images), dtype=torch.long),
-            batch=BatchSize(len(images)),
+            batch=batch,
         )
+        # The check has asked already what every attack asks first.
+        value = ascended(logits, problem.reference, mode)
+        problem._clean.append(Answer(logits, value, problem.score(logits, value)))
+        return problem
 
     @property
     def mode(self) -> Mode:
@@ -269,6 +273,16 @@ def of_logits(loss: Loss) -> Objective:
 
 def _joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return parts[0] if len(parts) == 1 else tuple(torch.cat(t) for t in zip(*parts, strict=True))
+
+
+@torch.no_grad()
+def _clean_logits(model: Segmenter, images: Tensor, batch: BatchSize) -> Tensor:
+    def one(part: slice) -> Tensor:
+        logits = model(images[part])
+        _check_logits(logits, images)
+        return logits
+
+    return torch.cat(in_batches(one, len(images), batch))
 
 
 def _check_logits(logits: object, images: Tensor) -> None:

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from cease_core.attacks.losses import LOSSES
 from cease_core.errors import CeaseError
 from cease_core.models.card import ClassInfo, Mode, WindowRule
 
@@ -26,7 +27,14 @@ class AdversarialTraining(_Strict):
     epsilon: float = Field(default=8 / 255, gt=0)
     steps: int = Field(default=3, ge=1)
     clean_weight: float = Field(default=0.5, ge=0, le=1)
-    loss: Literal["soft_dice", "dice_ce", "masked_ce", "cross_entropy"] = "dice_ce"
+    loss: str = "dice_ce"
+
+    @field_validator("loss")
+    @classmethod
+    def _known(cls, loss: str) -> str:
+        if loss not in LOSSES:
+            raise ValueError(f"unknown loss {loss!r}; choose one of {', '.join(LOSSES)}")
+        return loss
 
 
 class DataSource(_Strict):

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cease_core.attacks import FGSM, PGD, Step, ladder
-from cease_core.attacks.losses import Loss
-from cease_core.attacks.norms import Norm, project, steepest
+from cease_core.attacks import CRITERIA, Attack, AttackResult, Step, ladder
+from cease_core.attacks.norms import project, steepest
 from cease_core.attacks.on_scan import Extent, Subject, pose_on_scan
 from cease_core.attacks.problem import Problem
+from cease_core.attacks.targets import Target
+from cease_core.errors import CeaseError
 from cease_core.evaluation import Distortion, distortion
 from cease_core.models import SegmentationModel
 from cease_core.scan import LabelArray, Scan, Window
@@ -40,23 +41,34 @@ class Request:
     ----------
     models
         Loads the model of each side; called on the worker's thread.
+    attack
+        One that is made on a second model gets the other side's as its ``source``.
     epsilons
         Radii of the ladder, in window fractions.
+    target
+        Mask to reach (*spatial), or what makes it from the reference; None to leave the mask.
+    region
+        Where the scan may change (*spatial); None for everywhere.
     """
 
     scan: Scan
     labels: LabelArray | None
     models: Mapping[Side, Callable[[], SegmentationModel]]
-    attack: FGSM | PGD
+    attack: Attack
     epsilons: tuple[float, ...]
     extent: Extent
     index: int
     device: torch.device | str = "cpu"
+    target: LabelArray | Target | None = None
+    region: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A model's clean answer, and which part of the scan is looked at."""
+    """A model's clean answer, and which part of the scan is looked at.
+
+    ``reached`` is false where the region leaves nothing of that part to change.
+    """
 
     side: Side
     place: tuple[slice | int, ...]
@@ -64,13 +76,22 @@ class Opened:
     reference: Literal["labels", "clean mask"]
     mask: LabelArray
     dice: float
+    target_dice: float | None = None
+    reached: bool = True
+
+    def unchanged(self, epsilon: float, channels: int) -> View:
+        """The view of a scan that is not perturbed, at any ε."""
+        zero = np.broadcast_to(np.float32(0), (channels, *self.mask.shape))
+        none = Distortion(0.0, 0.0, float("inf"), 1.0)
+        return View(self.side, epsilon, self.mask, zero, self.dice, none, False, self.target_dice)
 
 
 @dataclass(frozen=True, eq=False)
 class View:
     """One model at one ε: its mask (*part), the perturbation (C, *part) in window fractions, and the figures.
 
-    ``preview`` marks a rescaled perturbation that the ladder's own result will replace.
+    ``preview`` marks a rescaled perturbation that the ladder's own result will replace; ``target_dice`` is the
+    overlap with the mask to reach, if there is one.
     """
 
     side: Side
@@ -80,11 +101,12 @@ class View:
     dice: float
     distortion: Distortion
     preview: bool
+    target_dice: float | None = None
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Gradient evaluations ``done`` of ``total``, over both models."""
+    """Steps ``done`` of ``total``, over both models."""
 
     done: int
     total: int
@@ -99,47 +121,79 @@ Stopped = Callable[[], bool]
 class _Pane:
     """One model's side of an exploration."""
 
-    def __init__(self, side: Side, subject: Subject, loss: str | Loss) -> None:
+    def __init__(self, side: Side, subject: Subject, attack: Attack, reached: bool) -> None:
         self.side = side
         self.subject = subject
-        self.problem: Problem = subject.problem(loss)
+        self.attack = attack
+        self.reached = reached
+        self.problem: Problem = subject.problem(attack.loss, criterion=attack.criterion)
         self.known: dict[float, Tensor] = {}
         self.direction: Tensor | None = None
+        self.progress = Progress(0, 0)
 
     def open(self) -> Opened:
-        logits, _, dice = self.problem.look(torch.zeros_like(self.problem.images))
+        logits = self.problem.clean().logits
         s = self.subject
-        return Opened(self.side, s.place, s.window, s.reference, s.mask(logits), float(dice))
+        dice, target_dice = self.overlap(logits)
+        return Opened(self.side, s.place, s.window, s.reference, s.mask(logits), dice, target_dice, self.reached)
 
-    def aim(self, attack: FGSM | PGD) -> None:
+    def overlap(self, logits: Tensor) -> tuple[float, float | None]:
+        """Dice with the reference, and with the mask to reach."""
+        p = self.problem
+        dice = CRITERIA["dice"]
+        return float(dice(logits, p.labels, p.mode)), None if p.goal is None else float(dice(logits, p.goal, p.mode))
+
+    def aim(self) -> None:
         """One gradient at the clean image: the first previews' direction at every ε."""
-        grad, *_ = self.problem.gradient(torch.zeros_like(self.problem.images))
-        self.direction = steepest(grad, attack.norm)
+        if self.attack.about.group == "control":
+            return  # the gradient would promise far more than the control is
+        try:
+            grad, _ = self.problem.gradient(torch.zeros_like(self.problem.images))
+        except CeaseError:
+            return  # an attack by queries does without, and so do its previews until the first rung
+        self.direction = steepest(grad, self.attack.norm, self.problem.region)
 
-    def view(self, epsilon: float, delta: Tensor, logits: Tensor, dice: Tensor, preview: bool) -> View:
+    def view(self, epsilon: float, delta: Tensor, logits: Tensor, preview: bool) -> View:
         images = self.problem.images
+        dice, target_dice = self.overlap(logits)
         return View(
             self.side,
             epsilon,
             self.subject.mask(logits),
             delta[0].cpu().numpy(),
-            float(dice),
+            dice,
             distortion(images, images + delta, structure=not preview),
             preview,
+            target_dice,
         )
 
-    def preview(self, epsilon: float, norm: Norm) -> View | None:
+    def result(self, epsilon: float, found: AttackResult) -> View:
+        self.known[epsilon] = found.perturbation
+        return self.view(epsilon, found.perturbation, found.logits, preview=False)
+
+    def preview(self, epsilon: float) -> View | None:
         larger = [e for e in self.known if e >= epsilon]
         if larger:
             nearest = min(larger)
             delta = self.known[nearest] * (epsilon / nearest)
         elif self.direction is not None:
-            delta = project(self.direction * epsilon, epsilon, norm)
+            delta = project(self.direction * epsilon, epsilon, self.attack.norm, self.problem.region)
         else:
             return None
         delta = self.problem.clip(delta)
-        logits, _, dice = self.problem.look(delta)
-        return self.view(epsilon, delta, logits, dice, preview=True)
+        return self.view(epsilon, delta, self.problem.look(delta).logits, preview=True)
+
+    def told(self, step: Step) -> None:
+        """Progress never goes back, though the parts of an attack may differ in length."""
+        self.progress = Progress(max(self.progress.done, step.done), max(self.progress.total, step.total))
+
+
+def _progress(panes: list[_Pane]) -> Progress:
+    done = sum(p.progress.done for p in panes)
+    known = [p.progress.total for p in panes if p.progress.total]
+    # A pane that has not begun will take about as long as the others.
+    total = sum(p.progress.total or max(known, default=0) for p in panes)
+    return Progress(done, max(done, total))
 
 
 def explore(request: Request, emit: Emit, wanted: Wanted, stopped: Stopped) -> None:
@@ -160,7 +214,11 @@ def explore(request: Request, emit: Emit, wanted: Wanted, stopped: Stopped) -> N
         If scan, labels and model do not fit together.
     """
     panes = _open_panes(request, emit, stopped)
-    attack = request.attack
+    for pane in [p for p in panes if not p.reached]:
+        opened, channels = pane.open(), request.scan.channels
+        for epsilon in request.epsilons:
+            emit(opened.unchanged(epsilon, channels))
+    panes = [p for p in panes if p.reached]
     previewed: set[tuple[float, bool]] = set()
 
     def preview(epsilon: float) -> None:
@@ -170,7 +228,7 @@ def explore(request: Request, emit: Emit, wanted: Wanted, stopped: Stopped) -> N
         if source in previewed:
             return
         previewed.add(source)
-        for view in [p.preview(epsilon, attack.norm) for p in missing]:
+        for view in [p.preview(epsilon) for p in missing]:
             if view is not None and not stopped():
                 emit(view)
 
@@ -182,7 +240,7 @@ def explore(request: Request, emit: Emit, wanted: Wanted, stopped: Stopped) -> N
     for pane in panes:
         if stopped():
             return
-        pane.aim(attack)
+        pane.aim()
     # Most previews cost less than one gradient: in advance, they answer a drag through the range at once.
     ahead = time.monotonic() + AHEAD
     for epsilon in sorted(request.epsilons):
@@ -191,30 +249,26 @@ def explore(request: Request, emit: Emit, wanted: Wanted, stopped: Stopped) -> N
             break
         preview(epsilon)
 
-    steps = [0] * len(panes)
-    total = [1] * len(panes)
-
-    def counted(i: int) -> Callable[[Step], bool]:
-        def after(_: Step) -> bool:
-            steps[i] += 1
-            emit(Progress(sum(steps), max(sum(total), sum(steps))))
+    def hearing(pane: _Pane) -> Callable[[Step], bool]:
+        def hear(step: Step) -> bool:
+            pane.told(step)
+            emit(_progress(panes))
             serve()
             return not stopped()
 
-        return after
+        return hear
 
-    climbs = [ladder(attack, p.problem, request.epsilons, callback=counted(i)) for i, p in enumerate(panes)]
-    alive = set(range(len(panes)))
-    while alive and not stopped():
-        for i in sorted(alive):
-            rung = next(climbs[i], None)
+    climbs = [(p, ladder(p.attack, p.problem, request.epsilons, callback=hearing(p))) for p in panes]
+    while climbs and not stopped():
+        for climb in list(climbs):
+            if stopped():
+                return
+            pane, rungs = climb
+            rung = next(rungs, None)
             if rung is None:
-                alive.discard(i)
+                climbs.remove(climb)
                 continue
-            pane, r = panes[i], rung.result
-            total[i] = rung.total
-            pane.known[rung.epsilon] = r.perturbation
-            emit(pane.view(rung.epsilon, r.perturbation, r.logits, r.dice, preview=False))
+            emit(pane.result(rung.epsilon, rung.result))
             serve()
 
 
@@ -227,30 +281,58 @@ def attack_volume(request: Request, emit: Emit, stopped: Stopped) -> None:
         If scan, labels and model do not fit together.
     """
     panes = _open_panes(request, emit, stopped)
-    attack = request.attack
-    per_pane = attack.steps if isinstance(attack, PGD) else 1
-    for i, pane in enumerate(panes):
+    for pane in panes:
 
-        def after(step: Step, before: int = i * per_pane) -> bool:
-            emit(Progress(before + step.done, per_pane * len(panes)))
+        def hear(step: Step, pane: _Pane = pane) -> bool:
+            pane.told(step)
+            emit(_progress(panes))
             return not stopped()
 
-        result = attack.run(pane.problem, after)
-        emit(pane.view(attack.epsilon, result.perturbation, result.logits, result.dice, preview=False))
+        emit(pane.result(pane.attack.epsilon, pane.attack.run(pane.problem, hear)))
         if stopped():
             return
 
 
 def _open_panes(request: Request, emit: Emit, stopped: Stopped) -> list[_Pane]:
+    posed: dict[Side, tuple[Subject, bool]] = {}
+
+    def subject(side: Side) -> tuple[Subject, bool]:
+        if side not in posed:
+            posed[side] = _pose(request, request.models[side]())
+        return posed[side]
+
     panes = []
-    for side, load in request.models.items():
+    for side in request.models:
         if stopped():
             break
-        model = load()
-        subject = pose_on_scan(
-            model, request.scan, request.labels, extent=request.extent, index=request.index, device=request.device
-        )
-        pane = _Pane(side, subject, request.attack.loss)
+        attack = request.attack
+        if hasattr(attack, "source"):
+            others = [other for other in request.models if other != side]
+            if not others:
+                raise CeaseError(f"{attack.about.title} is made on a second model; choose one for the other pane.")
+            given: dict[str, Any] = {"source": subject(others[0])[0].model}
+            attack = replace(attack, **given)
+        pane = _Pane(side, subject(side)[0], attack, subject(side)[1])
         emit(pane.open())
         panes.append(pane)
     return panes
+
+
+def _pose(request: Request, model: SegmentationModel) -> tuple[Subject, bool]:
+    """What is attacked, and whether the region leaves anything of it to change."""
+    subject = pose_on_scan(
+        model,
+        request.scan,
+        request.labels,
+        extent=request.extent,
+        index=request.index,
+        target=request.target,
+        device=request.device,
+    )
+    if request.region is None:
+        return subject, True
+    # Which part of the region counts is known only now: it depends on how far the model looks.
+    part = torch.from_numpy(np.ascontiguousarray(request.region[subject.place]))
+    if not part.any():
+        return subject, False
+    return replace(subject, region=part[None, None].to(request.device)), True

@@ -10,11 +10,12 @@ from typing import Any
 
 import napari
 from magicgui.widgets import ComboBox, SpinBox
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Layer, Shapes
 from napari.utils.notifications import show_error, show_info
 from napari.utils.theme import get_theme
+from pydantic import ValidationError
 from qtpy.QtCore import QEvent, QObject, Qt
-from qtpy.QtGui import QFont
+from qtpy.QtGui import QFont, QIcon
 from qtpy.QtWidgets import (
     QCheckBox,
     QFormLayout,
@@ -30,28 +31,27 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
     QWidget,
 )
-from superqt import QLabeledDoubleSlider
+from superqt import QCollapsible, QLabeledDoubleSlider
 
-from cease_core.attacks import LOSSES
+from cease_core.attacks import ATTACKS
+from cease_core.attacks.targets import TARGETS
 from cease_core.errors import CeaseError
 from cease_core.models import ModelCard, available_models
 from cease_core.models.checkpoint import load_card
+from napari_cease.choices import editors, explained, offered, target_title
 from napari_cease.explorer import Explorer, takes
 from napari_cease.jobs.exploration import SIDES, Side
 from napari_cease.layers import TITLES, role_of
 from napari_cease.session import ExplorerSession
 from napari_cease.widgets.curve import COLOURS, DiceCurve
+from napari_cease.widgets.grouped_box import Choice, GroupedBox
+from napari_cease.widgets.parameters import ParameterRows, modest
 
-ATTACK_TITLES = {"pgd": "PGD (many steps)", "fgsm": "FGSM (one step)"}
-NORM_TITLES = {"linf": "ℓ∞ (largest change)", "l2": "ℓ2 (root mean square)"}
-LOSS_TITLES = {
-    "dice_ce": "Dice + cross-entropy",
-    "soft_dice": "soft Dice",
-    "masked_ce": "masked, balanced cross-entropy",
-    "cross_entropy": "cross-entropy",
-}
 OWN_MASK = "the model's own clean mask"
 NO_MODEL = "none"
+LEAVE = "leave the mask (untargeted)"
+EVERYWHERE = "everywhere"
+GOAL_TITLE = "More: target and region"
 _KEEP: Any = object()
 
 
@@ -87,7 +87,7 @@ class AttackExplorer(QScrollArea):
         body = QWidget()
         self.setWidget(body)
         column = QVBoxLayout(body)
-        column.setContentsMargins(8, 6, 8, 6)
+        column.setContentsMargins(5, 6, 5, 6)
         column.setSpacing(7)
 
         self.scan = _combo("The image layer that is attacked", lambda _: self._scan_choices())
@@ -104,18 +104,14 @@ class AttackExplorer(QScrollArea):
                 NO_MODEL,
             ),
         }
-        self.attack = _combo("How the perturbation is searched", [(t, k) for k, t in ATTACK_TITLES.items()])
-        self.norm = _combo(
-            "What ε bounds: the largest change of any value, or the root mean square over all",
-            [(t, k) for k, t in NORM_TITLES.items()],
-        )
-        self.loss = _combo(
-            "What the attack drives up; soft Dice terms break masks that cross-entropy leaves whole",
-            [(LOSS_TITLES[k], k) for k in LOSSES],
-        )
-        self.steps = SpinBox(value=self.session.steps, min=1, max=1000, tooltip="Gradient steps at the largest ε")
+        self.attack = GroupedBox("How the perturbation is searched")
         self.top = SpinBox(value=self.session.top, min=1, max=64, tooltip="Right end of the ε slider, in 1/255")
-        self._mirror()
+        modest(self.top.native)
+        self.parameters = ParameterRows(("ε up to", self.top.native))
+        self.target = GroupedBox(
+            "Whether any other mask will do, or one is to be reached; a labels layer of the viewer can be that mask"
+        )
+        self.region = GroupedBox("Where the scan may change: a labels layer, or shapes drawn on the scan")
         form = QFormLayout()
         form.setSpacing(4)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
@@ -124,16 +120,14 @@ class AttackExplorer(QScrollArea):
         form.addRow("Undefended", self.models["undefended"].native)
         form.addRow("Defended", self.models["defended"].native)
         form.addRow(_rule())
-        form.addRow("Attack", self.attack.native)
-        form.addRow("Norm", self.norm.native)
-        form.addRow("Ascends", self.loss.native)
-        pair = QHBoxLayout()
-        pair.addWidget(self.steps.native)
-        pair.addSpacing(8)
-        pair.addWidget(QLabel("ε up to"))
-        pair.addWidget(self.top.native)
-        form.addRow("Steps", pair)
-        column.addLayout(form)
+        form.addRow("Attack", self.attack)
+        attack = QVBoxLayout()
+        attack.setSpacing(4)
+        attack.addLayout(form)
+        attack.addWidget(self.parameters)
+        column.addLayout(attack)
+        column.addWidget(self._build_goal())
+        self._row_labels = [form.itemAt(i, QFormLayout.ItemRole.LabelRole) for i in range(form.rowCount())]
         column.addWidget(_rule())
 
         self.epsilon_text = QLabel("ε = 0")
@@ -171,6 +165,12 @@ class AttackExplorer(QScrollArea):
         self.split = QCheckBox("Side by side")
         self.split.setToolTip("Undefended left, defended right; otherwise both masks lie over one scan")
         self.split.setChecked(self.session.side_by_side)
+        self.critical = QCheckBox("Critical ε map")
+        self.critical.setToolTip(
+            "For each voxel the smallest ε, in 1/255, at which the attack changes its class; bright is fragile, "
+            "and what never changes is transparent"
+        )
+        self.critical.setChecked(self.session.show_critical)
         shown = QGridLayout()
         shown.setSpacing(4)
         shown.addWidget(self.perturbation, 0, 0)
@@ -180,6 +180,7 @@ class AttackExplorer(QScrollArea):
         shown.addLayout(gain, 0, 1)
         shown.addWidget(self.adversarial, 1, 0)
         shown.addWidget(self.split, 1, 1)
+        shown.addWidget(self.critical, 2, 0, 1, 2)
         shown.setColumnStretch(1, 1)
         column.addLayout(shown)
 
@@ -198,9 +199,38 @@ class AttackExplorer(QScrollArea):
         self.cancel.setEnabled(False)
         self._idle()
 
+    def _build_goal(self) -> QCollapsible:
+        """Rare choices, folded away; the title says what is chosen."""
+        inside = QWidget()
+        form = QFormLayout(inside)
+        form.setContentsMargins(0, 0, 0, 0)
+        form.setSpacing(4)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self._goal_labels = [QLabel("Target"), QLabel("Region")]
+        for label, box in zip(self._goal_labels, (self.target, self.region), strict=True):
+            form.addRow(label, box)
+        self.goal = QCollapsible(expandedIcon=QIcon(), collapsedIcon=QIcon())
+        self.goal.setDuration(0)
+        # napari colours a button that is down, as if there were something to mind.
+        self.goal.toggleButton().setStyleSheet(
+            "text-align: left; border: none; outline: none; background: transparent; padding: 2px 0;"
+        )
+        self.goal.layout().setContentsMargins(0, 0, 0, 0)
+        self.goal.content().layout().setContentsMargins(0, 0, 0, 0)
+        self.goal.addWidget(inside)
+        self.goal.toggled.connect(self._on_goal)
+        return self.goal
+
+    def _align(self) -> None:
+        """One column of labels throughout; how wide they are is known once the theme has its fonts."""
+        width = max(item.widget().sizeHint().width() for item in self._row_labels if item is not None and item.widget())
+        self.parameters.align(width)
+        for label in self._goal_labels:
+            label.setMinimumWidth(width)
+
     def _build_readout(self) -> QGridLayout:
         grid = QGridLayout()
-        grid.setHorizontalSpacing(10)
+        grid.setHorizontalSpacing(4)
         grid.setVerticalSpacing(2)
         self.figures: dict[tuple[str, Side], QLabel] = {}
         for column, side in enumerate(SIDES, start=1):
@@ -210,6 +240,7 @@ class AttackExplorer(QScrollArea):
         rows = {
             "clean": ("Dice, clean", "Overlap of the model's mask with the reference, without attack"),
             "dice": ("Dice, attacked", "Overlap under the attack at the present ε"),
+            "target": ("Dice, target", "Overlap with the mask to reach, under the attack at the present ε"),
             "linf": ("‖δ‖∞", "Largest change of any value"),
             "psnr": ("PSNR", "Peak signal-to-noise ratio of the attacked scan; the window is the peak"),
             "ssim": ("SSIM", "Structural similarity of the attacked and the clean scan"),
@@ -224,6 +255,8 @@ class AttackExplorer(QScrollArea):
                 value.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
                 self.figures[key, side] = value
                 grid.addWidget(value, row, column)
+            if key == "target":
+                self.target_row = [label, *(self.figures[key, side] for side in SIDES)]
         return grid
 
     # --- wiring ---------------------------------------------------------------------------------------------
@@ -234,18 +267,21 @@ class AttackExplorer(QScrollArea):
         self.labels.changed.connect(self._on_chosen)
         for side, box in self.models.items():
             box.changed.connect(lambda folder, side=side: self._set(side, folder))
-        for name in ("attack", "norm", "loss", "steps"):
-            getattr(self, name).changed.connect(lambda value, name=name: self._set(name, value))
+        self.attack.chosen.connect(self.explorer.choose_attack)
+        self.parameters.edited.connect(self._on_edited)
+        self.target.chosen.connect(self._on_target)
+        self.region.chosen.connect(self._on_region)
         self.top.changed.connect(lambda value: self._set("top", value))
         self.slider.valueChanged.connect(lambda value: self._set("level", value))
         self.curve.level_clicked.connect(self.slider.setValue)
         self.perturbation.toggled.connect(lambda on: self._set("show_perturbation", on))
         self.adversarial.toggled.connect(lambda on: self._set("show_adversarial", on))
+        self.critical.toggled.connect(lambda on: self._set("show_critical", on))
         self.split.toggled.connect(lambda on: self._set("side_by_side", on))
         self.gain.valueChanged.connect(lambda value: self._set("gain", float(value)))
         self.whole.clicked.connect(self._attack_volume)
         self.cancel.clicked.connect(self.explorer.cancel)
-        for name in ("attack", "norm", "loss", "steps", "top"):
+        for name in ("attack", "parameters", "target", "region", "undefended", "defended", "top"):
             getattr(s.events, name).connect(self._mirror)
         s.events.level.connect(self._on_level)
         s.events.top.connect(self._on_top)
@@ -265,11 +301,58 @@ class AttackExplorer(QScrollArea):
         self.destroyed.connect(lambda *_, worker=self.explorer.worker: worker.shutdown(0))
 
     def _mirror(self) -> None:
-        """Show the session's attack, whoever set it."""
+        """Show the session's attack, whoever set it, and what could be chosen instead."""
+        s = self.session
         self._filling = True
-        for name in ("attack", "norm", "loss", "steps", "top"):
-            getattr(self, name).value = getattr(self.session, name)
+        self.top.value = s.top
         self._filling = False
+        groups = offered(targeted=s.target is not None, twins=self.explorer.twins)
+        self.attack.offer(
+            {title: [Choice(ATTACKS[k].about.title, k, explained(k)) for k in keys] for title, keys in groups.items()},
+            s.attack,
+        )
+        shown = editors(s.attack)
+        self.parameters.show_editors(shown, {e.name: getattr(s.rule, e.name) for e in shown})
+        self._offer_goals()
+
+    def _offer_goals(self) -> None:
+        s, e = self.session, self.explorer
+        masks = [Choice(f"own mask: {name}", layer) for name, layer in self._labels_choices()]
+        ready = [Choice(target_title(key), key) for key in TARGETS]
+        self.target.offer(
+            {"": [Choice(LEAVE, None)], "Reach a mask": [*ready, *masks]},
+            s.target if e.target_layer is None else e.target_layer,
+        )
+        self.region.offer(
+            {"": [Choice(EVERYWHERE, None), *(Choice(x.name, x) for x in self._region_choices())]}, e.region_layer
+        )
+        chosen = [self.target.currentText().strip()] if self.target.value is not None else []
+        chosen += [f"in {self.region.currentText().strip()}"] if self.region.value is not None else []
+        self._goal_title = " · ".join(chosen) or GOAL_TITLE
+        self._on_goal()
+        for widget in self.target_row:
+            widget.setVisible(s.target is not None)
+
+    def _on_target(self, target: str | Labels | None) -> None:
+        self.explorer.choose_target(target)
+        self._offer_goals()
+
+    def _on_region(self, layer: Labels | Shapes | None) -> None:
+        self.explorer.choose_region(layer)
+        self._offer_goals()
+
+    def _on_goal(self, _: Any = None) -> None:
+        # As text, which follows the theme; the collapsible's own arrows keep the colour that they were made in.
+        self.goal.setText(f"{'▾' if self.goal.isExpanded() else '▸'}  {self._goal_title}")
+
+    def _on_edited(self, name: str, value: Any) -> None:
+        try:
+            self.session.tune(**{name: value})
+        except ValidationError as error:
+            self.explorer.remark("attack", error.errors()[0]["msg"].removeprefix("Value error, "))
+            self._mirror()
+        else:
+            self.explorer.remark("attack", "")
 
     def _set(self, name: str, value: Any) -> None:
         if not self._filling:
@@ -291,6 +374,7 @@ class AttackExplorer(QScrollArea):
     def _on_renamed(self, event: Any) -> None:
         if role_of(self.viewer.layers[event.index])[0] in (None, "scan", "labels"):
             self._offer_layers()
+            self._offer_goals()
 
     def _scan_choices(self) -> list[tuple[str, Image]]:
         layers = self.viewer.layers
@@ -299,6 +383,10 @@ class AttackExplorer(QScrollArea):
     def _labels_choices(self) -> list[tuple[str, Labels]]:
         layers = self.viewer.layers
         return [(x.name, x) for x in layers if isinstance(x, Labels) and role_of(x)[0] in (None, "labels")]
+
+    def _region_choices(self) -> list[Layer]:
+        kinds = (Labels, Shapes)
+        return [x for x in self.viewer.layers if isinstance(x, kinds) and role_of(x)[0] in (None, "labels")]
 
     def _model_choices(self) -> list[tuple[str, Path]]:
         return [(card.title, folder) for folder, card in self._fitting.items()]
@@ -331,6 +419,13 @@ class AttackExplorer(QScrollArea):
             self._on_scan()
         elif self.labels.value is not mask:
             self._on_chosen()
+        # What is no longer there can be neither region nor target.
+        e = self.explorer
+        if e.region_layer is not None and e.region_layer not in self.viewer.layers:
+            e.choose_region(None)
+        if e.target_layer is not None and e.target_layer not in self.viewer.layers:
+            e.choose_target(None)
+        self._offer_goals()
 
     def _on_scan(self, _: Any = None) -> None:
         if not self._filling:
@@ -374,6 +469,7 @@ class AttackExplorer(QScrollArea):
             now = getattr(self.session, side)
             box.value = now if now in fitting else None
         self._filling = False
+        self._mirror()
 
     def choose(
         self, scan: Image, labels: Labels | None = None, undefended: Path | None = None, defended: Path | None = None
@@ -411,13 +507,14 @@ class AttackExplorer(QScrollArea):
         preview = False
         for side in SIDES:
             view, opened = self.explorer.view(side), self.explorer.opened(side)
-            values = dict.fromkeys(("clean", "dice", "linf", "psnr", "ssim"), "–")
+            values = dict.fromkeys(("clean", "dice", "target", "linf", "psnr", "ssim"), "–")
             if opened is not None:
                 values["clean"] = f"{opened.dice:.3f}"
             if view is not None and opened is not None and scan is not None:
                 d = view.distortion
                 preview |= view.preview
                 values["dice"] = f"{view.dice:.3f}"
+                values["target"] = "–" if view.target_dice is None else f"{view.target_dice:.3f}"
                 values["linf"] = in_unit(d.linf * opened.window.width, scan.unit)
                 values["psnr"] = "∞" if math.isinf(d.psnr) else f"{d.psnr:.1f} dB"
                 values["ssim"] = "–" if math.isnan(d.ssim) else f"{d.ssim:.3f}"
@@ -447,14 +544,17 @@ class AttackExplorer(QScrollArea):
                 parts.append(f"Slices {part.place[0].start} to {part.place[0].stop - 1} under attack.")
         if part is not None and part.reference == "clean mask":
             parts.append("No reference: Dice is the agreement with each model's own clean mask.")
+        missed = [side for side, opened in self.explorer.results.opened.items() if not opened.reached]
+        if missed and s.region is not None:
+            parts.append(f"{s.region.name} marks nothing here, so nothing changes; go to a slice that it covers.")
         if preview:
             parts.append("<b>Preview</b>: the full attack at this ε is on its way.")
-        return " ".join(parts)
+        return " ".join([*parts, *self.explorer.remarks.values()])
 
     def _on_progress(self, done: int, total: int) -> None:
         self.progress.setRange(0, total)
         self.progress.setValue(done)
-        self.progress.setFormat("gradient step %v of %m")
+        self.progress.setFormat("step %v of %m")
 
     def _on_busy(self, busy: bool) -> None:
         self.cancel.setEnabled(busy)
@@ -515,6 +615,11 @@ class AttackExplorer(QScrollArea):
         if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None and self.isHidden():
             self.shutdown()
         return bool(super().event(event))
+
+    def showEvent(self, event: Any) -> None:
+        """Shown, the dock has its theme."""
+        super().showEvent(event)
+        self._align()
 
     def closeEvent(self, event: Any) -> None:
         """Closed as a window of its own."""

@@ -19,6 +19,7 @@ from qtpy.QtWidgets import QDockWidget, QMainWindow
 from cease_core.models import ClassInfo, ModelCard, SegmentationModel, WindowRule, save_model
 from cease_core.models.card import PALETTE
 from cease_core.scan import LabelArray, Scan, Window
+from napari_cease.jobs.exploration import SIDES
 
 FIXED = WindowRule(kind="fixed", low=0, high=255)
 
@@ -150,7 +151,7 @@ def docked(qtbot: Any) -> Iterator[Docked]:
         qtbot.addWidget(main)
         viewer._window = SimpleNamespace(_qt_window=main)
         dock = AttackExplorer(viewer)  # type: ignore[arg-type]
-        dock.session.steps = 4
+        dock.session.tune(steps=4)
         holder = QDockWidget(main)
         holder.setWidget(dock)
         main.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, holder)
@@ -176,7 +177,7 @@ def dock_in(make_napari_viewer: Any) -> Iterator[Docked]:
         if show:
             viewer.window.resize(1100, 800)
         dock = AttackExplorer(viewer)
-        dock.session.steps = 4
+        dock.session.tune(steps=4)
         viewer.window.add_dock_widget(dock, name="Attack explorer", area="right")
         made.append(dock)
         return viewer, dock
@@ -201,3 +202,55 @@ def errors() -> Iterator[list[str]]:
     notification_manager.notification_ready.connect(note)
     yield said
     notification_manager.notification_ready.disconnect(note)
+
+
+WAIT = 30_000
+
+
+@pytest.fixture
+def settled(qtbot: Any) -> Callable[[Any], None]:
+    """Waits until a dock has nothing more to do."""
+
+    def wait(dock: Any) -> None:
+        qtbot.waitUntil(lambda: dock.explorer.settled and bool(dock.explorer.results.opened), timeout=WAIT)
+
+    return wait
+
+
+@pytest.fixture
+def models(library: Path) -> Callable[[str], dict[Any, Path]]:
+    """Folders of the two models of a scene."""
+    return lambda scene: {side: library / f"{scene}-{side}" for side in SIDES}
+
+
+@pytest.fixture
+def choose(models: Any) -> Callable[[Any, str], None]:
+    """Choose models in the boxes."""
+
+    def pick(dock: Any, scene: str) -> None:
+        for side, folder in models(scene).items():
+            dock.models[side].value = folder
+
+    return pick
+
+
+@pytest.fixture
+def opened(docked: Docked, picture: Any, show_layers: Any, choose: Any, settled: Any) -> tuple[Any, Any, Any, Any]:
+    """A window with the small picture under attack at every ε."""
+    viewer, dock = docked()
+    image, mask = show_layers(viewer, *picture)
+    choose(dock, "polyp")
+    settled(dock)
+    return viewer, dock, image, mask
+
+
+@pytest.fixture
+def opened_volume(
+    docked: Docked, volume: Any, show_layers: Any, choose: Any, settled: Any
+) -> tuple[Any, Any, Any, Any]:
+    """A window with a slice of the small volume under attack at every ε."""
+    viewer, dock = docked()
+    image, mask = show_layers(viewer, *volume)
+    choose(dock, "cardiac")
+    settled(dock)
+    return viewer, dock, image, mask

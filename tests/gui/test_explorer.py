@@ -20,41 +20,6 @@ from napari_cease.samples import polyp
 WAIT = 30_000
 
 
-@pytest.fixture
-def models(library):
-    return lambda scene: {side: library / f"{scene}-{side}" for side in SIDES}
-
-
-@pytest.fixture
-def choose(models):
-    """Choose models in the boxes."""
-
-    def pick(dock, scene):
-        for side, folder in models(scene).items():
-            dock.models[side].value = folder
-
-    return pick
-
-
-@pytest.fixture
-def opened(docked, picture, show_layers, choose, qtbot):
-    """A window with the small picture under attack at every ε."""
-    viewer, dock = docked()
-    image, mask = show_layers(viewer, *picture)
-    choose(dock, "polyp")
-    settle(qtbot, dock)
-    return viewer, dock, image, mask
-
-
-@pytest.fixture
-def opened_volume(docked, volume, show_layers, choose, qtbot):
-    viewer, dock = docked()
-    image, mask = show_layers(viewer, *volume)
-    choose(dock, "cardiac")
-    settle(qtbot, dock)
-    return viewer, dock, image, mask
-
-
 def settle(qtbot, dock):
     qtbot.waitUntil(lambda: dock.explorer.settled and bool(dock.explorer.results.opened), timeout=WAIT)
 
@@ -122,7 +87,7 @@ def test_a_user_opens_the_sample_picks_models_and_drags(dock_in, choose, qtbot):
 
 def test_a_tick_is_answered_by_a_preview_while_the_attack_runs(docked, picture, show_layers, choose, qtbot):
     viewer, dock = docked()
-    dock.session.steps = 400
+    dock.session.tune(steps=400)
     show_layers(viewer, *picture)
     choose(dock, "polyp")
     dock.slider.setValue(5)
@@ -138,7 +103,7 @@ def test_a_tick_is_answered_by_a_preview_while_the_attack_runs(docked, picture, 
 
 def test_after_cancelling_an_unknown_epsilon_is_looked_for_again(opened, qtbot):
     _, dock, *_ = opened
-    dock.session.steps = 400
+    dock.session.tune(steps=400)
     qtbot.waitUntil(lambda: dock.explorer._running is not None and bool(dock.explorer.results.opened), timeout=WAIT)
     dock.explorer.cancel()
     settle(qtbot, dock)
@@ -222,7 +187,7 @@ def test_a_volume_attack_shows_progress_and_fills_every_slice(opened_volume, qtb
     assert dock.whole.isEnabled()
     heard = []
     dock.explorer.progressed.connect(lambda done, total: heard.append((done, total)))
-    dock.session.steps = 60
+    dock.session.tune(steps=60)
     settle(qtbot, dock)
     QTest.mouseClick(dock.whole, Qt.MouseButton.LeftButton)
     assert dock.explorer._volume_running
@@ -238,7 +203,7 @@ def test_a_volume_attack_shows_progress_and_fills_every_slice(opened_volume, qtb
 def test_a_cancelled_volume_attack_keeps_the_best_so_far_and_another_slice_does_not_end_it(opened_volume, qtbot):
     viewer, dock, *_ = opened_volume
     dock.slider.setValue(8)
-    dock.session.steps = 1000
+    dock.session.tune(steps=1000)
     qtbot.waitUntil(lambda: dock.explorer._running is not None, timeout=WAIT)
     QTest.mouseClick(dock.whole, Qt.MouseButton.LeftButton)
     running = dock.explorer._volume_running
@@ -264,7 +229,7 @@ def test_there_is_nothing_to_attack_at_zero(opened_volume):
 
 def test_a_second_scan_while_the_first_is_attacked(docked, picture, volume, show_layers, choose, qtbot, errors):
     viewer, dock = docked()
-    dock.session.steps = 1000
+    dock.session.tune(steps=1000)
     show_layers(viewer, *picture)
     choose(dock, "polyp")
     qtbot.waitUntil(lambda: bool(dock.explorer.results.opened), timeout=WAIT)
@@ -276,7 +241,7 @@ def test_a_second_scan_while_the_first_is_attacked(docked, picture, volume, show
     assert [dock.models[side].value for side in SIDES] == [None, None]
     assert len(errors) == 1
     assert "does not take" in errors[0]
-    dock.session.steps = 4
+    dock.session.tune(steps=4)
     choose(dock, "cardiac")
     settle(qtbot, dock)
     assert dock.explorer.panes.find("mask", "undefended").data.shape == (5, 32, 40)
@@ -286,7 +251,7 @@ def test_a_second_scan_while_the_first_is_attacked(docked, picture, volume, show
 
 def test_deleting_the_scan_in_use(opened, volume, show_layers, qtbot, errors):
     viewer, dock, image, mask = opened
-    dock.session.steps = 1000
+    dock.session.tune(steps=1000)
     qtbot.waitUntil(lambda: dock.explorer._running is not None, timeout=WAIT)
     viewer.layers.remove(image)
     assert ours(viewer) == []
@@ -426,7 +391,7 @@ def usable(dock, qtbot, scan):
 def running(dock_in, picture, show_layers, choose, qtbot):
     """A napari window with an attack that takes long."""
     viewer, dock = dock_in()
-    dock.session.steps = 1000
+    dock.session.tune(steps=1000)
     image, mask = show_layers(viewer, *picture)
     choose(dock, "polyp")
     qtbot.waitUntil(lambda: bool(dock.explorer.results.opened), timeout=WAIT)
@@ -451,7 +416,7 @@ def test_closing_the_dock_while_it_runs_and_opening_it_again(running, choose, qt
     qtbot.waitUntil(lambda: not alive(), timeout=WAIT)
     assert [x for x in viewer.layers if x in mine] == list(viewer.layers)
     again = AttackExplorer(viewer)
-    again.session.steps = 2
+    again.session.tune(steps=2)
     viewer.window.add_dock_widget(again, name="Attack explorer", area="right")
     choose(again, "polyp")
     settle(qtbot, again)
@@ -467,8 +432,8 @@ def test_floating_and_hiding_the_dock_ends_nothing(running, qtbot):
         qtbot.wait(20)
         assert len(alive()) == 1
         assert ours(viewer)
-    dock.session.steps = 2
-    qtbot.waitUntil(lambda: dock.explorer.settled and dock.session.steps == 2, timeout=WAIT)
+    dock.session.tune(steps=2)
+    qtbot.waitUntil(lambda: dock.explorer.settled and dock.session.rule.steps == 2, timeout=WAIT)
     usable(dock, qtbot, dock.session.scan)
 
 

@@ -14,7 +14,7 @@ WAIT = 20_000
 @pytest.fixture
 def window(dock_in, picture, show_layers, library, qtbot):
     viewer, dock = dock_in(show=True)
-    dock.session.steps = 2
+    dock.session.tune(steps=2)
     image, mask = show_layers(viewer, *picture)
     dock.choose(image, mask, *(library / f"polyp-{side}" for side in SIDES))
     dock.slider.setValue(16)

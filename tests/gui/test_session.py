@@ -15,11 +15,15 @@ from napari_cease.session import LEVELS, ExplorerSession
         ("level", -1),
         ("level", LEVELS + 1),
         ("top", 0),
-        ("steps", 0),
+        ("parameters", {"steps": 0}),
+        ("parameters", {"norm": "l7"}),
+        ("parameters", {"wish": 1}),
+        ("parameters", {"epsilon": 0.1}),
+        ("target", "the moon"),
+        ("region", "a path"),
         ("gain", 0),
         ("index", -1),
         ("attack", "magic"),
-        ("norm", "l7"),
         ("scan", "a path"),
     ],
 )
@@ -49,7 +53,7 @@ def test_epsilon_counts_in_255ths():
 
 
 def test_the_attack_has_the_fields_values():
-    session = ExplorerSession(level=8, norm="l2", loss="cross_entropy", steps=7)
+    session = ExplorerSession(level=8, parameters={"norm": "l2", "loss": "cross_entropy", "steps": 7})
     attack = session.make_attack()
     assert attack == PGD(epsilon=8 / 255, norm="l2", loss="cross_entropy", steps=7)
     session.attack = "fgsm"
