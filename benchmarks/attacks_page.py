@@ -2,8 +2,8 @@
 
     python benchmarks/attacks_page.py
 
-Figures come from ``benchmarks/results/{strength,ladder,attack_speed,volume}.json``; a file that is missing
-leaves its section out. Nothing is measured here.
+Figures come from ``benchmarks/results`` (``strength_*``, ``ladder``, ``attack_speed``, ``volume``); a file that is
+missing leaves its section out. Nothing is measured here.
 """
 
 from __future__ import annotations

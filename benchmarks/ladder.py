@@ -51,7 +51,7 @@ def one_by_one(problem: Problem, seed: int) -> tuple[NDArray[np.float64], int]:
 def compare(scene: str, side: str, cases: int) -> dict[str, Any]:
     """One line of the table."""
     model = prepare(load_model(SHIPPED / f"{scene}-{side}"))
-    problems = [s.problem("soft_dice") for s in subjects(scene, model, cases, targeted=False)]
+    problems = [s.problem(PGD().loss) for s in subjects(scene, model, cases, targeted=False)]
     down = [descend(p, 0) for p in problems]
     alone = [[one_by_one(p, seed) for p in problems] for seed in (0, 1)]
     ours = np.mean([d for d, _ in down], axis=0)
@@ -89,7 +89,7 @@ def main() -> None:
     passed = all(r["share"] <= 1 / 3 and r["grid_mean_difference"] <= 0.005 and r["worst_above"] <= 0.02 for r in rows)
     print("targets (1/3 of the gradients, grid mean + .005, no ε above by .02):", "reached" if passed else "missed")
     if not args.dry:
-        write_result("ladder", {"attack": f"PGD-{STEPS}, soft Dice, linf", "targets_reached": passed, "rows": rows})
+        write_result("ladder", {"attack": f"PGD-{STEPS}, {PGD().loss}, linf", "targets_reached": passed, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Every attack of the library, with its default parameters, and PGD on every loss,
 scene (of a volume the slice with the most foreground) at 2, 4 and 8 /255, on the undefended and on the
 defended model. Rows are Dice with the labels after the attack, mean over the cases, with gradient evaluations and
 queries a case. ``worst`` is the lowest Dice of each case over all other rows. Writes
-``benchmarks/results/strength.json``; rows that are there already, from the same commit, are not computed again.
+``benchmarks/results/strength_SCENE.json``; rows that are there already, from the same commit, are not computed again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -78,9 +79,9 @@ def measure(name: str, attack: Attack, posed: list[Subject], level: int) -> Row:
     }
 
 
-def known_rows() -> list[Row]:
+def known_rows(scene: str) -> list[Row]:
     """What an earlier run of this commit has left."""
-    path = RESULTS / "strength.json"
+    path = RESULTS / f"strength_{scene}.json"
     if not path.exists():
         return []
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -125,26 +126,24 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     chosen = {n: a for n, a in attacks().items() if not args.attack or n in args.attack}
-    rows = [] if args.dry else known_rows()
-    done = {(r["model"], r["attack"], r["level"]) for r in rows}
-    for scene in args.scene or ["cardiac"]:
+    for scene in args.scene or ["cardiac", "polyp"]:
+        rows = [] if args.dry else known_rows(scene)
+        done = {(r["model"], r["attack"], r["level"]) for r in rows}
         models = {side: prepare(load_model(SHIPPED / f"{scene}-{side}")) for side in SIDES}
-        for side in args.side or SIDES:
-            for name, attack in chosen.items():
-                if isinstance(attack, Transfer):
-                    attack = replace(attack, source=models[SIDES[1 - SIDES.index(side)]])
-                targeted = "untargeted" not in attack.about.goals
-                posed: list[Subject] = []
-                for level in LEVELS:
-                    if (f"{scene}-{side}", name, level) in done:
-                        continue
-                    posed = posed or subjects(scene, models[side], args.cases, targeted=targeted)
-                    row = {"model": f"{scene}-{side}", **measure(name, attack, posed, level)}
-                    rows.append(row)
-                    print(row["model"], name, level, f"{np.mean(row['dice']):.3f}", row["gradients"], flush=True)
-                    if not args.dry:
-                        write_result("strength", {"levels": LEVELS, "rows": rows})
-    print(summary(rows))
+        for side, name in product(args.side or SIDES, chosen):
+            attack = chosen[name]
+            if isinstance(attack, Transfer):
+                attack = replace(attack, source=models[SIDES[1 - SIDES.index(side)]])
+            targeted = "untargeted" not in attack.about.goals
+            missing = [level for level in LEVELS if (f"{scene}-{side}", name, level) not in done]
+            posed = subjects(scene, models[side], args.cases, targeted=targeted) if missing else []
+            for level in missing:
+                row = {"model": f"{scene}-{side}", **measure(name, attack, posed, level)}
+                rows.append(row)
+                print(row["model"], name, level, f"{np.mean(row['dice']):.3f}", row["gradients"], flush=True)
+                if not args.dry:
+                    write_result(f"strength_{scene}", {"levels": LEVELS, "rows": rows})
+        print(summary(rows))
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ class Attack(ABC):
         ``"linf"`` or ``"l2"``.
     loss
         What is ascended: a key of `cease_core.attacks.LOSSES`, or a function of logits, one-hot target and
-        mode that returns one value a case. The default is the strongest single one, or within .01 of it, on
-        five of the six shipped models (``benchmarks/results/demo_scenes.md``).
+        mode that returns one value a case. The default is the strongest single one, or close to it, on the
+        shipped models (``docs/attacks.md``); which one is strongest depends on the model.
     criterion
         What the strongest perturbation is kept by: a key of `cease_core.attacks.CRITERIA`, or ``"loss"``.
     stop_below
@@ -85,7 +85,7 @@ class Attack(ABC):
 
     epsilon: float = 8 / 255
     norm: Norm = "linf"
-    loss: str | Loss = "soft_dice"
+    loss: str | Loss = "dice_masked"
     criterion: str = "dice"
     stop_below: float | None = None
     seed: int = 0

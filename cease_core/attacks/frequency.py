@@ -61,7 +61,7 @@ class FrequencyPGD(Iterative):
         problem = run.problem
         band = Band(self.band, problem.images)
         within = self._scaled(problem, band.only(delta), epsilon)
-        delta = problem.clip(within)
+        delta = self._kept(problem, within)
         for step in range(steps):
             grad = run.gradient(delta, self.objective(step, steps))
             moved = within + step_size * self._uphill(problem, band, grad)
@@ -69,11 +69,14 @@ class FrequencyPGD(Iterative):
             for _ in range(ROUNDS if self.norm == "linf" else 0):
                 moved = band.only(moved.clamp(-epsilon, epsilon))
             within = self._scaled(problem, moved, epsilon)
-            delta = problem.clip(within if problem.region is None else within * problem.region)
+            delta = self._kept(problem, within)
             if run.over:
                 break
         run.look(delta)
         return delta
+
+    def _kept(self, problem: Problem, within: Tensor) -> Tensor:
+        return problem.clip(within if problem.region is None else within * problem.region)
 
     def _uphill(self, problem: Problem, band: Band, grad: Tensor) -> Tensor:
         inside = grad if problem.region is None else grad * problem.region

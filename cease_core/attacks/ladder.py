@@ -7,7 +7,7 @@ about a third of the gradients. The smaller the radius, the less shrinking helps
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,6 +53,7 @@ def ladder(
     epsilons: Sequence[float],
     *,
     refine: int = 3,
+    wanted: Callable[[], float | None] | None = None,
     callback: Callback | None = None,
 ) -> Iterator[Rung]:
     """Attack at every radius, from large to small, yielding each as soon as it is known.
@@ -72,6 +73,8 @@ def ladder(
         Radii in window fractions.
     refine
         Steps that every rung below the top gets at least; small radii get up to half the attack's own.
+    wanted
+        Asked before every fresh run: the radius to attack next, if it has not been; otherwise the largest is.
     callback
         Told of every step; returns ``False`` to stop, and the ladder ends where it is.
 
@@ -84,14 +87,19 @@ def ladder(
     if not radii:
         raise CeaseError("the ladder needs at least one ε above 0.")
     best: dict[float, Rung] = {}
-    for rung in _rungs(attack, problem, radii, refine, callback):
+    for rung in _rungs(attack, problem, radii, refine, callback, wanted):
         best[rung.epsilon] = rung
         yield rung
     yield from _running_minimum(best)
 
 
 def _rungs(
-    attack: Attack, problem: Problem, radii: list[float], refine: int, callback: Callback | None
+    attack: Attack,
+    problem: Problem,
+    radii: list[float],
+    refine: int,
+    callback: Callback | None,
+    wanted: Callable[[], float | None] | None = None,
 ) -> Iterator[Rung]:
     if isinstance(attack, Ensemble):
         return _together(attack, problem, radii, refine, callback)
@@ -101,7 +109,7 @@ def _rungs(
         return _descend(attack, problem, radii, refine, callback)
     if isinstance(attack, Minimal):
         return _shrunk(attack, problem, radii, callback)
-    return _afresh(attack, problem, radii, callback)
+    return _afresh(attack, problem, radii, callback, wanted)
 
 
 def _one_step(attack: FGSM, problem: Problem, radii: list[float], callback: Callback | None) -> Iterator[Rung]:
@@ -192,9 +200,18 @@ def _shrunk(attack: Minimal, problem: Problem, radii: list[float], callback: Cal
         yield Rung(epsilon, result, done, done)
 
 
-def _afresh(attack: Attack, problem: Problem, radii: list[float], callback: Callback | None) -> Iterator[Rung]:
+def _afresh(
+    attack: Attack,
+    problem: Problem,
+    radii: list[float],
+    callback: Callback | None,
+    wanted: Callable[[], float | None] | None,
+) -> Iterator[Rung]:
     stopped = False
-    for i, epsilon in enumerate(radii):
+    left = list(radii)
+    for i in range(len(radii)):
+        asked = wanted() if wanted is not None else None
+        epsilon = left.pop(left.index(asked) if asked in left else 0)
         last = Step(0, 0, problem.clean().loss)
 
         def hear(step: Step, before: int = i) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cease_core.attacks.base import About, Attack
+from cease_core.attacks.losses import Loss
 from cease_core.attacks.norms import per_case, project
 from cease_core.attacks.problem import Problem
 from cease_core.attacks.run import AttackResult, Callback, Run
@@ -52,6 +53,8 @@ class Square(Attack):
         shown=("norm", "loss", "queries"),
     )
 
+    # Not a masked loss: it falls where the attack succeeds, and a change would be refused for that.
+    loss: str | Loss = "soft_dice"
     queries: int = 500
     share: float = 0.8
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cease_core.attacks.base import About, Attack
 from cease_core.attacks.dct import Cosines, cropped, padded
+from cease_core.attacks.losses import Loss
 from cease_core.attacks.norms import per_case, project
 from cease_core.attacks.problem import Problem
 from cease_core.attacks.run import AttackResult, Callback, Run
@@ -70,6 +71,8 @@ class VAFA(Attack):
         shown=("q_max", "norm", "loss", "steps"),
     )
 
+    # As in the paper; a masked loss falls where the attack succeeds, and the tables are compared by it.
+    loss: str | Loss = "soft_dice"
     steps: int = 20
     update: Literal["choose", "sign"] = "choose"
     q_max: float = 40.0

@@ -37,8 +37,11 @@ def attack(
     ] = None,
     norm: Annotated[str, typer.Option(help="linf (every voxel) or l2 (root mean square).")] = "linf",
     loss: Annotated[
-        str, typer.Option(help="What is ascended: soft_dice, masked_ce, cross_entropy, … (see `cease attacks`).")
-    ] = "soft_dice",
+        str | None,
+        typer.Option(
+            help="What is ascended: dice_masked, soft_dice, … (see `cease attacks`).", show_default="the attack's own"
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps.", show_default="the attack's own")] = None,
     target: Annotated[
         str | None,

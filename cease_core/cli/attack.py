@@ -35,7 +35,7 @@ class AttackRequest:
     epsilon: str
     labels: Path | None
     norm: str
-    loss: str
+    loss: str | None
     steps: int | None
     target: str | None
     region: Path | None
@@ -112,7 +112,9 @@ def run_attack(request: AttackRequest) -> int:
 
 
 def _build(request: AttackRequest) -> Attack:
-    written: dict[str, object] = {"norm": request.norm, "loss": request.loss, "seed": request.seed}
+    written: dict[str, object] = {"norm": request.norm, "seed": request.seed}
+    if request.loss is not None:
+        written["loss"] = request.loss
     if request.steps is not None:
         kind = ATTACKS.get(request.attack.lower())
         if kind is not None and "steps" not in parameters(kind):

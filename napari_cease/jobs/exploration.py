@@ -258,7 +258,7 @@ def explore(request: Request, emit: Emit, wanted: Wanted, stopped: Stopped) -> N
 
         return hear
 
-    climbs = [(p, ladder(p.attack, p.problem, request.epsilons, callback=hearing(p))) for p in panes]
+    climbs = [(p, ladder(p.attack, p.problem, request.epsilons, wanted=wanted, callback=hearing(p))) for p in panes]
     while climbs and not stopped():
         for climb in list(climbs):
             if stopped():

@@ -78,7 +78,7 @@ ENTRIES: dict[str, Entry] = {
     "noise": Entry(RandomNoise(draws=3), seeks=False),
     # Smooth images have little detail to drop.
     "vafa": Entry(VAFA(steps=6), fills=False, seeks=False, climbs=False),
-    "frequency": Entry(FrequencyPGD(steps=6, band=(0.0, 0.75)), fills=False),
+    "frequency": Entry(FrequencyPGD(steps=6, band=(0.0, 0.75), loss="soft_dice"), fills=False),
     # So few queries do not always beat noise; test_square.py grants it more.
     "square": Entry(Square(queries=30), seeks=False, climbs=False),
     # At its own threshold it stops at the first success; at 0 it goes on to the strongest mask it can find.

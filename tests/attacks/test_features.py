@@ -54,7 +54,9 @@ def test_mixed_ascends_the_sum() -> None:
     problem = Problem.pose(t.net, t.images, t.labels, "soft_dice")
     delta = 0.01 * torch.ones_like(t.images)
     clean, moved = t.net.encode(t.images), t.net.encode(t.images + delta)
-    attack = MixedAttack(feature_weight=0.7, terms=(lambda a, b: (a[0] - b[0]).abs().flatten(1).sum(1),))
+    attack = MixedAttack(
+        loss="soft_dice", feature_weight=0.7, terms=(lambda a, b: (a[0] - b[0]).abs().flatten(1).sum(1),)
+    )
     value = problem.look(delta, attack.ascended(problem)).loss
     expected = (
         problem.look(delta).loss

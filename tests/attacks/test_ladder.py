@@ -189,6 +189,14 @@ def test_any_attack_climbs_down(attack: Attack) -> None:
     assert steps[-1].done == steps[-1].total
 
 
+def test_what_is_wanted_comes_first_where_every_radius_is_a_run_of_its_own() -> None:
+    t = target("binary", 2)
+    problem = Problem.pose(t.net, t.images, t.labels, "soft_dice")
+    wishes = iter([0.02, 0.02, None, 0.5])
+    rungs = list(ladder(RandomNoise(draws=1), problem, [0.01, 0.02, 0.03, 0.04], wanted=lambda: next(wishes)))
+    assert [r.epsilon for r in rungs[:4]] == [0.02, 0.04, 0.03, 0.01]
+
+
 def test_a_minimal_attack_is_found_once() -> None:
     t = target("multiclass", 2)
     problem = Problem.pose(t.net, t.images, t.labels, "soft_dice")

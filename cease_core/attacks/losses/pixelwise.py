@@ -146,7 +146,7 @@ def towards_masked_ce(logits: Tensor, target: Tensor, mode: Mode) -> Tensor:
 
 
 def _wrong(logits: Tensor, target: Tensor) -> Tensor:
-    return logits.masked_fill(target > 0.5, torch.finfo(logits.dtype).min)
+    return logits.masked_fill(target > 0.5, -torch.inf)
 
 
 def _balance(target: Tensor, mode: Mode) -> Tensor:
