@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--updates", type=int, default=200, help="training steps of the victim")
+    parser.add_argument("--updates", type=int, default=400, help="training steps of the victim")
     parser.add_argument("--no-bfloat16", action="store_true", help="leave out the slow row")
     parser.add_argument("--dry", action="store_true", help="write no file")
     args = parser.parse_args()

@@ -17,6 +17,7 @@ from strength import LEVELS, by_attack, worst
 
 from cease_core.attacks import ATTACKS, LOSSES
 from cease_core.attacks.targets import TARGETS
+from napari_cease.scenes import SCENES
 
 PAGE = ROOT / "docs" / "attacks.md"
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
@@ -64,10 +65,10 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *("| " + " | ".join(r) + " |" for r in rows), ""]
 
 
-def catalogue(strength: Content | None) -> list[str]:
+def catalogue(measured: list[Content]) -> list[str]:
     """What there is, by group, with its cost."""
     cost: dict[str, str] = {}
-    for row in strength["rows"] if strength else []:
+    for row in measured:
         name = row["attack"].split(" · ")[0]
         parts = [f"{row['gradients']:.0f} gradients"] * (row["gradients"] > 0)
         parts += [f"{row['queries']:.0f} queries"] * (row["queries"] > 3)
@@ -113,7 +114,7 @@ def strength_section(content: Content) -> list[str]:
         lines.append([name, *cells, f"{row['gradients']:.0f}", f"{row['queries']:.0f}"])
     count = len(rows[0]["dice"])
     return [
-        "## How strong they are",
+        f"## How strong they are: {models[0].split('-')[0]}",
         "",
         f"Dice with the labels after the attack, mean over {count} held-out cases, each attack with its default "
         "parameters (targeted-only attacks: target *erase*); gradient evaluations and queries a case. Lower is "
@@ -155,13 +156,58 @@ def ladder_section(content: Content) -> list[str]:
     ]
 
 
+def speed_section(content: Content) -> list[str]:
+    """PGD beside the same attack in other libraries."""
+    rows = [
+        [
+            r["name"],
+            f"{r['cpu_s']:.2f}",
+            f"{r['wall_s']:.2f}",
+            "–" if r["of_torchattacks"] is None else f"{r['of_torchattacks']:.2f}",
+            f"{r['dice']:.3f}",
+        ]
+        for r in content["rows"]
+    ]
+    shape = " × ".join(str(n) for n in content["images"])
+    return [
+        "## Beside other libraries",
+        "",
+        f"PGD-{content['steps']} on cross-entropy, the same MONAI U-Net, images {shape}, one thread, median of "
+        f"{len(content['seeds'])} interleaved rounds; clean Dice {content['clean_dice']:.3f}.",
+        "",
+        *table(["", "CPU s", "wall s", "CPU × torchattacks", "Dice after"], rows),
+        source(content, "attack_speed"),
+        "",
+    ]
+
+
+def volume_section(content: Content) -> list[str]:
+    """Memory and time of exact gradients through overlapping windows."""
+    large, small = content["large"], content["small"]
+    return [
+        "## Volumes",
+        "",
+        f"A gradient of a {content['edge']}³ volume through {content['window']}³ windows, overlap ½, takes "
+        f"{large['blend']['growth_mib']:.0f} MiB, {content['of_allowed']:.0%} of 1.3 × one window's backward pass "
+        f"({large['window']['growth_mib']:.0f} MiB) plus three volumes of {content['volume_mib']:.0f} MiB. At "
+        f"{small['edge']}³, where the whole graph still fits, it takes {content['time_ratio']:.2f} × the CPU time of "
+        f"the whole graph, and {np.mean([r['growth_mib'] for r in small['blend']]):.0f} instead of "
+        f"{np.mean([r['growth_mib'] for r in small['graph']]):.0f} MiB.",
+        "",
+        source(content, "volume"),
+        "",
+    ]
+
+
 def main() -> None:
-    strength, ladder = load("strength"), load("ladder")
-    lines = [INTRODUCTION, *catalogue(strength)]
-    if strength:
-        lines += strength_section(strength)
-    if ladder:
-        lines += ladder_section(ladder)
+    strength = [c for c in (load(f"strength_{scene}") for scene in SCENES) if c is not None]
+    rows = [row for content in strength for row in content["rows"]]
+    lines = [INTRODUCTION, *catalogue(rows)]
+    for content in strength:
+        lines += strength_section(content)
+    for name, section in (("ladder", ladder_section), ("attack_speed", speed_section), ("volume", volume_section)):
+        if content := load(name):
+            lines += section(content)
     PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(PAGE.relative_to(ROOT))
 

@@ -1,7 +1,7 @@
 """Draw every picture of the README and the docs: ``make screenshots`` (or ``python docs/screenshots.py``).
 
-Each picture is the whole napari window on a demo scene, driven as a user would drive it, after the attack has
-settled. Without a display the windows are drawn off-screen.
+Each picture is the whole napari window on a demo scene (or the list of a box), driven as a user would drive it, after
+the attack has settled. Without a display the windows are drawn off-screen.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from napari.layers import Labels
 
 IMAGES = Path(__file__).parent / "images"
 SCREEN = "1600x1000x24"
@@ -47,6 +49,40 @@ def _volume(viewer: Any, dock: Any) -> None:
     dock.whole.click()
 
 
+def _critical(viewer: Any, dock: Any) -> None:
+    dock.perturbation.setChecked(False)
+    dock.critical.setChecked(True)
+    # The map's orange is close to the mask's and the reference's; at no opacity the panes keep their titles.
+    for layer in viewer.layers:
+        if isinstance(layer, Labels):
+            layer.opacity = 0
+
+
+def _goal(viewer: Any, dock: Any) -> None:
+    """Make the mask grow, changing nothing but the inside of an ellipse drawn around it."""
+    scan, index = dock.session.scan, dock.session.index
+    rows, columns = dock.explorer.labels_layer.data[index].nonzero()
+    top, bottom, left, right = rows.min() - 5, rows.max() + 5, columns.min() - 5, columns.max() + 5
+    dock.region.value = viewer.add_shapes(
+        [[(index, *corner) for corner in ((top, left), (top, right), (bottom, right), (bottom, left))]],
+        shape_type="ellipse",
+        name="Ellipse",
+        face_color="transparent",
+        edge_color="#56d4dd",
+        edge_width=0.6,
+        opacity=1,
+        scale=scan.spacing,
+        translate=scan.translate,
+        units=dock.explorer.scan_layer.units,
+    )
+    dock.target.value = "grow"
+    dock.goal.expand(animate=False)
+
+
+def _open_attacks(viewer: Any, dock: Any) -> None:
+    dock.attack.showPopup()
+
+
 # scene → pictures in order; each takes its steps from where the last one ended.
 PICTURES: dict[str, list[tuple[str, list[Step]]]] = {
     "polyp": [
@@ -54,8 +90,13 @@ PICTURES: dict[str, list[tuple[str, list[Step]]]] = {
         ("polyp-attacked", [_level(8), _no_map]),
         ("polyp-perturbation", [_perturbation]),
         ("polyp-adversarial", [_adversarial]),
+        ("attack-choices", [_open_attacks]),
     ],
-    "cardiac": [("cardiac-slice", [_level(8)]), ("cardiac-volume", [_volume])],
+    "cardiac": [
+        ("cardiac-slice", [_level(8)]),
+        ("cardiac-volume", [_volume]),
+        ("cardiac-critical", [_critical, _goal]),
+    ],
     "hippocampus": [("hippocampus-volume", [_level(8)]), ("hippocampus-overlay", [_overlay])],
 }
 
@@ -66,6 +107,8 @@ def main() -> None:
             raise SystemExit("There is no display, and no virtual one either; install it: apt-get install xvfb xauth")
         command = ["xvfb-run", "-a", "-s", f"-screen 0 {SCREEN}", sys.executable, __file__, *sys.argv[1:]]
         raise SystemExit(subprocess.run(command, check=False).returncode)
+
+    from qtpy.QtWidgets import QApplication
 
     from napari_cease.app import open_scene, open_window, wait_until_settled
     from napari_cease.scenes import SCENES
@@ -79,7 +122,12 @@ def main() -> None:
                 step(viewer, dock)
             wait_until_settled(dock)
             path = IMAGES / f"{name}.png"
-            viewer.screenshot(str(path), canvas_only=False, flash=False)
+            popup = QApplication.activePopupWidget()
+            if popup is None:
+                viewer.screenshot(str(path), canvas_only=False, flash=False)
+            else:
+                popup.grab().save(str(path))
+                popup.close()
             print(path)
         dock.shutdown()
         viewer.close()

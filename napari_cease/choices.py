@@ -43,6 +43,7 @@ LOSS_TITLES = {
     "js": "Jensen–Shannon divergence",
     "lovasz": "Lovász",
     "boundary": "boundary distance",
+    "miss": "missed structures",
 }
 NORM_TITLES = {"linf": "ℓ∞ (largest change)", "l2": "ℓ2 (root mean square)"}
 NAMES = {"norm": "Norm", "loss": "Ascends"}

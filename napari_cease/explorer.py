@@ -498,6 +498,9 @@ class Explorer(QObject):
             return
         key = (self.key.whole, s.level)
         self._cancelled = False
+        while self._volumes and sum(results.nbytes for results in self._volumes.values()) > KEPT_BYTES:
+            del self._volumes[next(iter(self._volumes))]
+        self._volumes.pop(key, None)
         self._volumes[key] = Results()
         self._volume_running, self._running = key, None
         request = self._request((), whole=True)
@@ -574,8 +577,10 @@ class Explorer(QObject):
 
     def _on_failed(self, generation: int, sentence: str) -> None:
         if generation == self.worker.generation:
-            self._running = self._volume_running = None
-            self._refused = self.key.whole
+            # What failed, whatever has been chosen since. A volume says nothing of its slices: they go on.
+            if self._running is not None:
+                self._refused = self._running.whole
+            self._running = None
             self.failed.emit(sentence)
 
     def _on_finished(self, generation: int) -> None:
@@ -612,7 +617,8 @@ class Explorer(QObject):
         self._wanted = None if known or level == 0 else level
         # At once, so that the slider's own repaint and the canvas's are one; a timer would come between them.
         self.draw()
-        if self._wanted is not None and self._running is None and self._volume_running is None:
+        idle = self._running is None and self._volume_running is None
+        if self._wanted is not None and idle and not self.results.complete:
             # Cancelled before it came to this ε.
             self.explore()
 
@@ -692,7 +698,9 @@ def takes(card: ModelCard, scan: Scan) -> bool:
 
 def _all_known(settings: Settings, results: Results) -> bool:
     levels = range(1, settings.top + 1)
-    return all((side, level) in results.views for side in SIDES if getattr(settings, side) for level in levels)
+    chosen = [side for side in SIDES if getattr(settings, side)]
+    views = [results.views.get((side, level)) for side in chosen for level in levels]
+    return all(view is not None and not view.preview for view in views)
 
 
 def _single_shot(parent: QObject, slot: Callable[[], None], milliseconds: int = 0) -> QTimer:

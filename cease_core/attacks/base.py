@@ -152,13 +152,17 @@ class Attack(ABC):
         Raises
         ------
         CeaseError
-            If the problem has a target and the attack cannot use one, or needs one.
+            If the attack does not suit the problem; see `check`.
         """
+        self.check(problem)
+        return self.perturb(problem, callback)
+
+    def check(self, problem: Problem) -> None:
+        """Raise a `CeaseError` if the problem has a target and the attack cannot use one, or needs one."""
         goal = "targeted" if problem.targeted else "untargeted"
         if goal not in self.about.goals:
             advice = "leave out the target" if problem.targeted else "give it a target mask"
             raise CeaseError(f"{self.about.title} cannot run {goal}; {advice}, or choose another attack.")
-        return self.perturb(problem, callback)
 
     @abstractmethod
     def perturb(self, problem: Problem, callback: Callback | None) -> AttackResult:

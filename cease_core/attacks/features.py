@@ -17,7 +17,6 @@ from cease_core.attacks.base import About
 from cease_core.attacks.gradient import Iterative
 from cease_core.attacks.losses import Loss, ascent
 from cease_core.attacks.problem import Objective, Problem
-from cease_core.attacks.run import AttackResult, Callback
 from cease_core.errors import CeaseError
 from cease_core.models.architectures import Features
 
@@ -96,8 +95,8 @@ class FeatureAttack(Iterative):
         if self.distance not in ("l2", "cosine"):
             raise CeaseError(f"unknown distance {self.distance!r}; choose l2 or cosine.")
 
-    def perturb(self, problem: Problem, callback: Callback | None) -> AttackResult:
-        return super().perturb(problem.ascending(self.ascended(problem)), callback)
+    def posed(self, problem: Problem) -> Problem:
+        return problem.ascending(self.ascended(problem))
 
     def ascended(self, problem: Problem) -> Objective:
         """The objective, with the clean features computed once."""

@@ -84,6 +84,7 @@ class Iterative(Attack):
             raise CeaseError(f"step_size is {self.step_size}; give a number above 0 or leave it out.")
 
     def perturb(self, problem: Problem, callback: Callback | None) -> AttackResult:
+        problem = self.posed(problem)
         if self.epsilon == 0:
             return Run(problem, epsilon=0.0, total=0).result()
         restarts = self.restarts if self.random else 1
@@ -91,6 +92,10 @@ class Iterative(Attack):
         run = Run(several, epsilon=self.epsilon, total=self.steps, callback=callback, stop_below=self.stop_below)
         self.climb(run, self.start(several), epsilon=self.epsilon, steps=self.steps, step_size=self.size(self.epsilon))
         return run.result().strongest_of(restarts)
+
+    def posed(self, problem: Problem) -> Problem:
+        """The problem with what this attack ascends, where that is not the problem's own loss."""
+        return problem
 
     def start(self, problem: Problem) -> Tensor:
         """Where the ascent begins, within ball and bounds; each restart elsewhere."""

@@ -81,8 +81,9 @@ def ladder(
     Raises
     ------
     CeaseError
-        If there is no radius above 0.
+        If there is no radius above 0, or the attack does not suit the problem.
     """
+    attack.check(problem)
     radii = sorted({float(e) for e in epsilons if e > 0}, reverse=True)
     if not radii:
         raise CeaseError("the ladder needs at least one ε above 0.")
@@ -128,6 +129,7 @@ def _one_step(attack: FGSM, problem: Problem, radii: list[float], callback: Call
 def _descend(
     attack: Iterative, problem: Problem, radii: list[float], refine: int, callback: Callback | None
 ) -> Iterator[Rung]:
+    problem = attack.posed(problem)
     restarts = attack.restarts if attack.random else 1
     steps = [attack.steps, *(_effort(attack.steps, e, refine) for e in radii[1:])]
     total = sum(steps)

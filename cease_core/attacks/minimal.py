@@ -166,7 +166,8 @@ class Bisection(Minimal):
         bar = self.bar(problem)
         if self.epsilon == 0:
             return self.report(Run(problem, epsilon=0.0, total=0).result(), problem, bar)
-        inner = replace(self.inner, epsilon=self.epsilon, norm=self.norm, seed=self.seed)
+        inner = replace(self.inner, epsilon=self.epsilon, norm=self.norm, loss=self.loss, seed=self.seed)
+        problem = inner.posed(problem)
         total = inner.steps + self.rounds * self.refine
         best, run = self._at_the_cap(inner, problem, bar, total, callback)
         broken = best.score <= bar

@@ -137,15 +137,11 @@ def pose_on_scan(
     place = _place(model, scan, extent, index)
     part = (scan.image[(slice(None), *place)] - np.float32(window.low)) / np.float32(window.width)
     images = torch.from_numpy(np.ascontiguousarray(part)).unsqueeze(0).to(device)
-    seen: Segmenter = model
-    shape = tuple(images.shape[2:])
-    if len(shape) > model.card.ndim:
-        seen = Windowed(model, (1, shape[1], shape[2]), overlap=0, batch=SLICES_AT_ONCE, planar=True)
-    elif model.card.ndim == 3 and max(shape) > WINDOW_EDGE:
-        seen = Windowed(model, (WINDOW_EDGE,) * 3, overlap=0.5, batch=1)
+    seen = in_windows(model, tuple(images.shape[2:]))
     if labels is None:
         with torch.no_grad():
-            logits = seen(images)
+            # Attacks judge by full precision, so that is what the mask has to come from.
+            logits = (getattr(seen, "exact", None) or seen)(images)
         # Ids cannot say that two structures overlap, and a model has to agree with itself.
         reference = (logits > 0).float() if model.mode == "multilabel" else predict_labels(logits, model.mode)
     else:
@@ -167,6 +163,15 @@ def pose_on_scan(
         None if region is None else _cut_region(region, scan, place).to(device),
         goal,
     )
+
+
+def in_windows(model: SegmentationModel, shape: tuple[int, ...]) -> Segmenter:
+    """The model for an image or volume of ``shape``: as it is, slice by slice, or window by window."""
+    if len(shape) > model.card.ndim:
+        return Windowed(model, (1, shape[1], shape[2]), overlap=0, batch=SLICES_AT_ONCE, planar=True)
+    if model.card.ndim == 3 and max(shape) > WINDOW_EDGE:
+        return Windowed(model, (WINDOW_EDGE,) * 3, overlap=0.5, batch=1)
+    return model
 
 
 def _cut_region(region: NDArray[np.generic], scan: Scan, place: tuple[slice | int, ...]) -> Tensor:

@@ -298,7 +298,17 @@ def _check_logits(logits: object, images: Tensor) -> None:
 
 
 def _mask(mask: Tensor, images: Tensor, logits: Tensor, mode: Mode, name: str) -> Tensor:
-    if mask.shape[-(images.ndim - 2) :] != images.shape[2:] or mask.shape[0] != images.shape[0]:
+    ids = mask.shape == (len(images), *images.shape[2:])
+    if not ids and len(mask) == len(images) and mask.shape[2:] == images.shape[2:]:
+        # Anything else with channels would be broadcast against the logits without a word.
+        if mode != "multilabel" or mask.shape != logits.shape:
+            raise CeaseError(
+                f"{name} of shape {tuple(mask.shape)} have channels; give class ids (N, *spatial), "
+                "or, for a multilabel model, one channel a class."
+            )
+        if not mask.is_floating_point():
+            raise CeaseError(f"{name} with one channel a class are {mask.dtype}; give them as floating point.")
+    elif not ids:
         raise CeaseError(
             f"{name} of shape {tuple(mask.shape)} do not fit images of shape {tuple(images.shape)}; "
             f"choose the {name} of this scan."

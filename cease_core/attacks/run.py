@@ -107,6 +107,26 @@ def either(a: AttackResult, b: AttackResult, second: Tensor) -> AttackResult:
     )
 
 
+def among(whole: AttackResult, some: AttackResult, index: Tensor) -> AttackResult:
+    """The result ``some`` of the cases ``index`` with those of ``whole`` for the others, which cost nothing."""
+
+    def placed(old: Tensor, new: Tensor) -> Tensor:
+        return old.index_copy(0, index, new)
+
+    put: dict[str, Any] = {
+        name: placed(getattr(whole, name), getattr(some, name))
+        for name in _PER_CASE
+        if getattr(whole, name) is not None
+    }
+    return replace(
+        some,
+        **put,
+        loss=whole.loss[-1].expand(len(some.loss), -1).index_copy(1, index, some.loss),
+        gradients=placed(torch.zeros_like(whole.gradients), some.gradients),
+        queries=placed(torch.zeros_like(whole.queries), some.queries),
+    )
+
+
 _PER_CASE = ("adversarial", "perturbation", "logits", "dice", "target_dice", "score")
 
 

@@ -45,7 +45,7 @@ class SEA(Ensemble):
         shown=("norm", "steps", "restarts"),
     )
 
-    losses: tuple[str, ...] = ("soft_dice", "dice_masked", "masked_ce", "js", "lovasz")
+    losses: tuple[str, ...] = ("soft_dice", "dice_masked", "masked_ce", "js", "lovasz", "miss")
     steps: int = 40
     restarts: int = 1
 

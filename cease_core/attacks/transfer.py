@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
+
 from cease_core.attacks.base import About, Attack
 from cease_core.attacks.gradient import MIFGSM
 from cease_core.attacks.problem import Problem
@@ -56,6 +58,13 @@ class Transfer(Attack):
             raise CeaseError(
                 f"the source is a {self.source.mode} model, the one under attack {problem.mode}; "
                 "choose a source with the same classes."
+            )
+        with torch.no_grad():
+            seen = self.source(problem.images[:1])
+        if seen.shape[1:] != problem.labels.shape[1:]:
+            raise CeaseError(
+                f"the source answers with shape {tuple(seen.shape[1:])}, the model under attack with "
+                f"{tuple(problem.labels.shape[1:])}; choose a source with the same classes."
             )
         inner = replace(
             self.inner,

@@ -18,7 +18,6 @@ from cease_core.attacks.gradient import Iterative
 from cease_core.attacks.losses import Loss, ascent, probabilities
 from cease_core.attacks.losses.pixelwise import right, surprise
 from cease_core.attacks.problem import Objective, Problem, of_logits
-from cease_core.attacks.run import AttackResult, Callback
 from cease_core.models.card import Mode
 
 
@@ -34,9 +33,8 @@ class Weighted(Iterative):
 
     loss: str | Loss = "cross_entropy"
 
-    def perturb(self, problem: Problem, callback: Callback | None) -> AttackResult:
-        plain = ascent("cross_entropy", targeted=problem.targeted)
-        return super().perturb(problem.ascending(of_logits(plain)), callback)
+    def posed(self, problem: Problem) -> Problem:
+        return problem.ascending(of_logits(ascent("cross_entropy", targeted=problem.targeted)))
 
     def objective(self, step: int, steps: int) -> Objective:
         def ascended(problem: Problem, adversarial: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,14 +13,15 @@ import torch
 
 from cease_core.attacks import ATTACKS, Attack, AttackResult, Step, Transfer
 from cease_core.attacks.build import build_attack, parameters
-from cease_core.attacks.on_scan import Subject, pose_on_scan
+from cease_core.attacks.on_scan import Subject, in_windows, pose_on_scan
 from cease_core.attacks.targets import TARGETS, Target
 from cease_core.cli.epsilon import Epsilon, unit_name
 from cease_core.cli.outputs import Outcome, prepare_folder, write_outcome
 from cease_core.cli.progress import INTERRUPTED, interruptible, make_progress
 from cease_core.errors import CeaseError
 from cease_core.io import read_labels, read_scan
-from cease_core.models import best_device, find_model, load_model, prepare
+from cease_core.models import SegmentationModel, best_device, find_model, load_model, prepare
+from cease_core.models.memory import is_out_of_memory
 from cease_core.scan import LabelArray, Scan
 
 
@@ -62,9 +63,8 @@ def run_attack(request: AttackRequest) -> int:
     epsilon = Epsilon.parse(request.epsilon)
     attack = _build(request)
     device = choose_device(request.device)
-    attack = _with_source(attack, request.source, device)
-    folder = find_model(request.model)
-    model = prepare(load_model(folder), device)
+    model = prepare(load_model(find_model(request.model)), device)
+    attack = _with_source(attack, request.source, model, device)
     scan = read_scan(request.scan, volumes_as_channels=model.card.channels > 1)
     labels = read_labels(request.labels, like=scan) if request.labels else None
     if request.slice_index is not None and scan.ndim == 2:
@@ -83,7 +83,7 @@ def run_attack(request: AttackRequest) -> int:
         attack = dataclasses.replace(attack, epsilon=epsilon.fraction(subject.window, scan))
         prepare_folder(request.out)
         began = time.monotonic()
-        result = _attack(attack, subject)
+        result = _attack(_seeing_alike(attack, subject), subject)
         outcome = Outcome(
             subject=subject,
             card=model.card,
@@ -98,7 +98,9 @@ def run_attack(request: AttackRequest) -> int:
             seconds=time.monotonic() - began,
         )
         report = write_outcome(outcome, request.out)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise CeaseError(
             f"{scan.name} and {model.card.title} do not fit into the memory of {device}; "
             "attack one slice with --slice, or use --device cpu."
@@ -141,12 +143,26 @@ def _target(written: str | None, scan: Scan) -> LabelArray | Target | None:
     return read_labels(Path(written), like=scan)
 
 
-def _with_source(attack: Attack, name: str | None, device: torch.device) -> Attack:
+def _with_source(attack: Attack, name: str | None, model: SegmentationModel, device: torch.device) -> Attack:
     """Give a transfer attack the model that it is made on."""
     if isinstance(attack, Transfer) and name is not None:
-        return dataclasses.replace(attack, source=prepare(load_model(find_model(name)), device))
+        source = prepare(load_model(find_model(name)), device)
+        one, other = ((c.mode, c.channels, c.outputs, c.window) for c in (source.card, model.card))
+        if one != other:
+            raise CeaseError(
+                f"{source.card.title} and {model.card.title} differ in channels, classes or intensity window; "
+                "choose a source that is made for the same images and classes."
+            )
+        return dataclasses.replace(attack, source=source)
     if name is not None:
         raise CeaseError(f"{attack.about.title} takes no second model; leave out --source, or choose transfer.")
+    return attack
+
+
+def _seeing_alike(attack: Attack, subject: Subject) -> Attack:
+    """The same attack, with a source that looks at volumes in slices or windows where it has to."""
+    if isinstance(attack, Transfer) and isinstance(attack.source, SegmentationModel):
+        return dataclasses.replace(attack, source=in_windows(attack.source, tuple(subject.images.shape[2:])))
     return attack
 
 

@@ -16,6 +16,8 @@ EPSILON = 0.05
 # Losses that need not bring every pixel to the worst value: any perturbation is as good as another on a pixel that
 # stays wrong for masked_ce, and for lovasz on a background pixel once all foreground is lost. The mask is the worst.
 INDIFFERENT = ("masked_ce", "lovasz")
+# What looks at the whole mask; miss leaves the background alone, and has a test of its own.
+WHOLE = tuple(name for name in LOSSES if name != "miss")
 
 GENERATOR = torch.Generator().manual_seed(3)
 WEIGHTS = torch.randn(2, 6, 5, generator=GENERATOR)
@@ -46,7 +48,7 @@ class WholeImage:
 def attacks(norm: str) -> list[Attack]:
     return [
         make(epsilon=EPSILON, norm=norm, loss=loss, **steps)  # type: ignore[operator]
-        for loss in LOSSES
+        for loss in WHOLE
         for make, steps in ((FGSM, {}), (PGD, {"steps": 40, "step_size": EPSILON / 4}))
     ]
 
@@ -85,10 +87,19 @@ def test_l2_goes_straight_against_the_weights(attack: Attack, label: int) -> Non
 
 
 # The worst perturbation is not the one of highest loss for dice_masked: its masked part drops a pixel once it is wrong.
-@pytest.mark.parametrize("loss", [name for name in LOSSES if name not in (*INDIFFERENT, "dice_masked")])
+@pytest.mark.parametrize("loss", [name for name in WHOLE if name not in (*INDIFFERENT, "dice_masked")])
 def test_the_reported_loss_is_the_optimum(loss: str) -> None:
     labels = (PixelByPixel()(IMAGES) > 0)[:, 0].long()
     problem = Problem.pose(PixelByPixel(), IMAGES, labels, loss, bounds=(-1.0, 2.0))
     worst = EPSILON * torch.where(labels == 1, -1.0, 1.0).unsqueeze(1) * WEIGHTS.sign()
     result = PGD(epsilon=EPSILON, steps=40, loss=loss).run(problem)
     torch.testing.assert_close(result.loss.amax(dim=0), problem.look(worst)[1])
+
+
+def test_miss_moves_every_value_of_the_structure_and_no_other() -> None:
+    labels = (PixelByPixel()(IMAGES) > 0)[:, 0].long()
+    found = PGD(epsilon=EPSILON, steps=40, loss="miss", random=False)(
+        PixelByPixel(), IMAGES, labels, bounds=(-1.0, 2.0)
+    )
+    inside = (labels == 1).unsqueeze(1)
+    torch.testing.assert_close(found.perturbation, -EPSILON * WEIGHTS.sign() * inside, rtol=0, atol=1e-7)

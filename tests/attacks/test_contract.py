@@ -454,6 +454,8 @@ def test_what_cannot_be_attacked_is_refused(model, options: dict, sentence: str)
     [
         (lambda labels: labels[:, :-1], "choose the labels of this scan"),
         (lambda labels: labels[:-1], "choose the labels of this scan"),
+        (lambda labels: labels.unsqueeze(1), r"give class ids \(N, \*spatial\)"),
+        (lambda labels: labels.unsqueeze(1).float(), r"give class ids \(N, \*spatial\)"),
         (lambda labels: labels + 4, "the model knows 0 to 1"),
         (lambda labels: labels - 1, "labels hold class -1"),
     ],

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from attack_subjects import target
 from torch import Tensor
 
-from cease_core.attacks import FGSM, PGD, SEA, Attack, Bisection, Norm, RandomNoise, Rung, Step, ladder
+from cease_core.attacks import (
+    ASMA,
+    FGSM,
+    PGD,
+    SEA,
+    Attack,
+    Bisection,
+    CosPGD,
+    FeatureAttack,
+    MixedAttack,
+    Norm,
+    RandomNoise,
+    Rung,
+    Step,
+    ladder,
+)
 from cease_core.attacks.losses import dice_ce, one_hot
 from cease_core.attacks.norms import rms
 from cease_core.attacks.problem import Problem
@@ -212,3 +229,20 @@ def test_radii_are_sorted_and_told_apart(problem: Problem) -> None:
     assert [r.epsilon for r in rungs[:2]] == [0.02, 0.01]
     with pytest.raises(CeaseError, match="at least one ε above 0"):
         next(ladder(PGD(), problem, [0.0]))
+
+
+@pytest.mark.parametrize("attack", [FeatureAttack(steps=4), MixedAttack(steps=4), CosPGD(steps=4, loss="js")])
+def test_an_attack_with_an_objective_of_its_own_keeps_it(attack: FeatureAttack | CosPGD) -> None:
+    t = target("binary", 2)
+    posed = Problem.pose(t.net, t.images, t.labels, attack.loss)
+    (rung,) = ladder(attack, posed, [0.05])
+    alone = replace(attack, epsilon=0.05, step_size=0.05 / 4).run(posed)
+    wider = replace(attack, epsilon=0.05, step_size=attack.size(0.05)).run(posed)
+    assert any(torch.equal(rung.result.loss[0], other.loss[0]) for other in (alone, wider))
+    inside = Bisection(inner=attack, loss=attack.loss, epsilon=0.05).run(posed)
+    assert torch.equal(inside.loss[0], rung.result.loss[0])
+
+
+def test_an_attack_that_needs_a_target_is_refused_without_one(problem: Problem) -> None:
+    with pytest.raises(CeaseError, match="give it a target mask"):
+        next(ladder(ASMA(), problem, [0.1]))

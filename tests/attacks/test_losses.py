@@ -67,6 +67,7 @@ BY_HAND: dict[Mode, dict[str, float]] = {
         "bce": (softplus(-2) + softplus(1) + softplus(0.5)) / 3,
         "js": js_divergence(P, Q, 1 - R),
         "margin": (-2 + 1) / 2 + 0.5,
+        "miss": -(softplus(2) + softplus(-1)) / 2,
         "focal": ((1 - P) ** 2 * softplus(-2) + (1 - Q) ** 2 * softplus(1) + R**2 * softplus(0.5)) / 3,
         # Errors 3, 2.5 and 1/e: of the second pixel, the third and the first. With each further one wrong, IoU
         # falls from 1 to 1/2, 1/3 and 0.
@@ -84,6 +85,7 @@ BY_HAND: dict[Mode, dict[str, float]] = {
         "bce": (log(1.5) + 4 * log(2) + log(3)) / 6,
         "js": js_divergence(1 / 2, 1 / 4),
         "margin": -log(2) + log(2),
+        "miss": -log(4),
         "focal": (log(2) / 4 + 9 / 16 * log(4)) / 2,
         # Class 1: the second pixel alone counts, it is all of the class. Class 2, absent: the largest error.
         "lovasz": (3 / 4 + 1 / 2) / 2,
@@ -99,6 +101,7 @@ BY_HAND: dict[Mode, dict[str, float]] = {
         "bce": (2 * log(2) + 2 * softplus(-2)) / 4,
         "js": js_divergence(1 / 2, 1 / 2, S, S),
         "margin": (0 + 0 - 2 - 2) / 4,
+        "miss": -(log(2) + softplus(2)) / 2,
         "focal": (2 * log(2) / 4 + 2 * (1 - S) ** 2 * softplus(-2)) / 4,
         # Class 1: the false pixel (error 2) halves IoU, then the true one (1/e) loses the rest. Class 2: the true
         # pixel (error 2) comes first, and is all of it.
@@ -188,7 +191,8 @@ def test_one_channel_sigmoid_models_get_a_gradient(name: str, logit: float) -> N
     target = one_hot(torch.tensor([[[0, 0, 1]]]), "binary", 1)
     logits = (logit * (2 * target - 1)).requires_grad_()
     (grad,) = torch.autograd.grad(LOSSES[name](logits, target, "binary").sum(), logits)
-    assert torch.equal(grad.sign(), 1 - 2 * target)
+    # Only miss leaves the background alone.
+    assert torch.equal(grad.sign(), -target if name == "miss" else 1 - 2 * target)
 
 
 @pytest.mark.parametrize("mode", CASES)

@@ -266,6 +266,17 @@ def test_reduced_precision_is_passed_over() -> None:
     assert torch.equal(result.perturbation, attack(DICE, ALONE, [LADDER], [LADDER_LABELS]).perturbation)
 
 
+def test_a_model_that_says_it_is_exact_itself_is_attacked() -> None:
+    class Whole(Linear):
+        exact = None  # as windows and graphs of a model in full precision have it
+
+    z = torch.tensor(LADDER).view(1, 1, 1, -1)
+    images = torch.cat((torch.full_like(z, 0.5), z), dim=1)
+    region = torch.tensor([1, 0]).view(1, 2, 1, 1)
+    result = DICE(Whole(ALONE), images, torch.tensor([[LADDER_LABELS]]), region=region)
+    assert torch.equal(result.perturbation, attack(DICE, ALONE, [LADDER], [LADDER_LABELS]).perturbation)
+
+
 def test_rates_of_no_cases_are_undefined() -> None:
     failed, broken = torch.tensor([inf, inf]), torch.tensor([0.0])
     assert attack_success_rate(failed) == 0

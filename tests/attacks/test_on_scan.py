@@ -130,6 +130,16 @@ def test_without_labels_the_clean_mask_is_the_reference(brain: tuple[Scan, Label
     assert subject.mask(logits).dtype == np.int32
 
 
+@pytest.mark.parametrize("extent", ["slice", "volume"])
+def test_a_clean_mask_comes_from_full_precision(brain: tuple[Scan, LabelArray], extent: Extent) -> None:
+    scan, _ = brain
+    exact = model(2)
+    masks = [
+        pose_on_scan(m, scan, extent=extent, index=9).labels for m in (exact, prepare(exact, precision="bfloat16"))
+    ]
+    assert torch.equal(*masks)
+
+
 def test_colours_of_a_picture() -> None:
     folder, name = SAMPLES / "nuclei_histology", "0bf33d3db4282d91.png"
     scan, labels = load_case(Case("nuclei", folder / "images" / name, folder / "masks" / name))

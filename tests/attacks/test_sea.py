@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -131,3 +132,29 @@ def test_the_ladder_climbs_with_every_member() -> None:
 def test_parameters_out_of_range_are_refused(changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(CeaseError, match=sentence):
         SEA(**changes)  # type: ignore[arg-type]
+
+
+def test_a_broken_case_costs_the_other_members_nothing_and_changes_no_other() -> None:
+    t = target("binary", 2, cases=4)
+    whole = SMALL(t.net, t.images, t.labels)
+    # The first member breaks some of the cases, and the others the rest at most.
+    first = SMALL.members()[0](t.net, t.images, t.labels)
+    bar = float(first.score.sort().values[1])
+    attack = replace(SMALL, stop_below=bar)
+    heard: list[Step] = []
+    result = attack(t.net, t.images, t.labels, callback=heard.append)
+    assert ((result.score <= bar) == (whole.score <= bar)).all()
+    assert (result.gradients[first.score <= bar] <= SMALL.steps).all()
+    assert (result.gradients[first.score > bar] > SMALL.steps).all()
+    for case in range(4):
+        alone = attack(t.net, t.images[case : case + 1], t.labels[case : case + 1])
+        torch.testing.assert_close(result.perturbation[case], alone.perturbation[0], atol=1e-5, rtol=0)
+        assert (result.gradients[case], result.queries[case]) == (alone.gradients[0], alone.queries[0])
+    assert all(before.done < after.done for before, after in pairwise(heard))
+    assert result.loss.shape[1] == 4
+
+
+def test_losses_of_different_members_cannot_be_compared() -> None:
+    t = target("binary", 2)
+    with pytest.raises(CeaseError, match="cannot be judged by its loss"):
+        replace(SMALL, criterion="loss")(t.net, t.images, t.labels)

@@ -62,3 +62,15 @@ def test_source_is_named_when_it_is_missing_or_unlike() -> None:
         Transfer()(t.net, t.images, t.labels)
     with pytest.raises(CeaseError, match="the source is a multiclass model"):
         Transfer(source=target("multiclass", 2).net)(t.net, t.images, t.labels)
+    classes = target("multilabel", 2)
+
+    class Fewer:
+        """One class where the model under attack has two; the two would broadcast."""
+
+        mode: Mode = "multilabel"
+
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            return classes.net(images)[:, :1]
+
+    with pytest.raises(CeaseError, match="choose a source with the same classes"):
+        Transfer(source=Fewer())(classes.net, classes.images, classes.labels)

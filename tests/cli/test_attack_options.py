@@ -75,3 +75,19 @@ def test_every_attack_loss_and_target_is_listed(cease: Cease) -> None:
     assert told["targets"] == list(TARGETS)
     table = cease("attacks").out
     assert all(name in table for name in (*ATTACKS, *LOSSES, *TARGETS))
+
+
+def test_a_transferred_volume_goes_through_the_source_slice_by_slice(cease: Cease, tmp_path: Path) -> None:
+    report = _attack(cease, tmp_path, "--model", "tiny-slice", "--attack", "transfer", "--source", "tiny-slice")
+    assert report["attack"]["source"] == "tiny-slice"
+    assert report["slice"] is None
+
+
+def test_a_source_that_sees_scans_otherwise_is_refused(cease: Cease, tmp_path: Path) -> None:
+    said = cease(
+        "attack", VOLUME, "--model", "tiny-volume", "--out", tmp_path / "out", "--attack", "transfer",
+        "--source", "tiny-ct", "--device", "cpu",
+    )  # fmt: skip
+    assert said.code == 2
+    assert "differ in channels, classes or intensity window" in said.err
+    assert not (tmp_path / "out").exists()

@@ -224,7 +224,7 @@ def test_each_side_is_attacked_with_what_was_made_on_the_other(library, picture)
         scan=scan,
         labels=labels,
         models={side: lambda side=side: models[side] for side in SIDES},
-        attack=Transfer(inner=MIFGSM(steps=4)),
+        attack=Transfer(inner=MIFGSM(steps=4), loss="soft_dice"),
         epsilons=(epsilon,),
         extent="slice",
         index=0,
@@ -232,7 +232,8 @@ def test_each_side_is_attacked_with_what_was_made_on_the_other(library, picture)
     explore(request, events.append, lambda: None, lambda: False)
     found = {e.side: e for e in events if isinstance(e, View) and not e.preview}
     for side, other in zip(SIDES, reversed(SIDES), strict=True):
-        made = MIFGSM(epsilon=epsilon, steps=4).run(pose_on_scan(models[other], scan, labels).problem("soft_dice"))
+        source = pose_on_scan(models[other], scan, labels).problem("soft_dice")
+        made = MIFGSM(epsilon=epsilon, steps=4, loss="soft_dice").run(source)
         judged = pose_on_scan(models[side], scan, labels).problem("soft_dice")
         assert found[side].dice == pytest.approx(float(judged.look(made.perturbation).score))
         np.testing.assert_array_equal(found[side].perturbation, made.perturbation[0].numpy())

@@ -56,7 +56,8 @@ def test_each_pane_shows_the_smallest_epsilon_that_flips_a_voxel(opened):
         assert layer.name == f"critical ε in 1/255 ({side})"
         assert layer.colorbar.visible
     # The undefended model gives way first, and what the user had selected stays selected.
-    assert np.nanmedian(maps(dock)["undefended"].data) < np.nanmedian(maps(dock)["defended"].data)
+    undefended, defended = (np.nan_to_num(maps(dock)[side].data, nan=17).mean() for side in ("undefended", "defended"))
+    assert undefended < defended
     assert viewer.layers.selection == {image}
 
 

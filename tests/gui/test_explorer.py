@@ -13,6 +13,8 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QDockWidget, QStyle, QStyleOptionSlider
 
 from cease_core.errors import CeaseError
+from napari_cease import explorer as explorer_module
+from napari_cease.jobs import exploration
 from napari_cease.jobs.exploration import SIDES
 from napari_cease.layers import OURS, role_of
 from napari_cease.samples import polyp
@@ -110,6 +112,43 @@ def test_after_cancelling_an_unknown_epsilon_is_looked_for_again(opened, qtbot):
     dock.slider.setValue(2)
     qtbot.waitUntil(lambda: dock.explorer.view("undefended") is not None, timeout=WAIT)
     dock.explorer.cancel()
+
+
+def test_previews_at_every_epsilon_are_no_end(docked, picture, show_layers, choose, qtbot, monkeypatch):
+    monkeypatch.setattr(exploration, "AHEAD", 60)
+    viewer, dock = docked()
+    dock.session.tune(steps=1000)
+    dock.session.top = 3
+    show_layers(viewer, *picture)
+    choose(dock, "polyp")
+    explorer = dock.explorer
+    qtbot.waitUntil(lambda: sum(v.preview for v in explorer.results.views.values()) == 6, timeout=WAIT)
+    explorer.cancel()
+    settle(qtbot, dock)
+    assert not explorer.results.complete
+    dock.session.level = 2
+    assert explorer._running is not None
+
+
+def test_a_level_above_the_range_does_not_start_it_again(opened):
+    _, dock, *_ = opened
+    dock.slider.setMaximum(255)  # a program may set any level
+    dock.session.level = dock.session.top + 5
+    assert dock.explorer._running is None
+    assert dock.explorer.view("undefended") is None
+
+
+def test_only_what_failed_is_refused(opened, qtbot):
+    _, dock, *_ = opened
+    explorer = dock.explorer
+    dock.session.tune(steps=400)
+    qtbot.waitUntil(lambda: explorer._running is not None, timeout=WAIT)
+    # The attack is changed just before the failure of the one before is heard.
+    dock.session.tune(steps=3)
+    explorer._on_failed(explorer.worker.generation, "out of luck")
+    qtbot.waitUntil(lambda: explorer._running is not None, timeout=WAIT)
+    settle(qtbot, dock)
+    assert explorer.results.complete
 
 
 def test_without_a_reference_the_panel_says_so(opened, qtbot):
@@ -216,6 +255,33 @@ def test_a_cancelled_volume_attack_keeps_the_best_so_far_and_another_slice_does_
     qtbot.waitUntil(lambda: dock.explorer.settled, timeout=WAIT)
     assert dock.explorer.view("undefended").mask.shape == dock.session.scan.shape
     assert dock.explorer.view("undefended").dice < dock.explorer.opened("undefended").dice
+
+
+def test_a_volume_that_fails_leaves_its_slices_to_be_attacked(opened_volume, qtbot, monkeypatch, errors):
+    def fail(request, emit, stopped):
+        raise CeaseError("the volume does not fit; attack a slice.")
+
+    monkeypatch.setattr(explorer_module, "attack_volume", fail)
+    viewer, dock, *_ = opened_volume
+    dock.slider.setValue(8)
+    QTest.mouseClick(dock.whole, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: any("does not fit" in sentence for sentence in errors), timeout=WAIT)
+    settle(qtbot, dock)
+    viewer.dims.set_current_step(0, 1)
+    qtbot.waitUntil(lambda: dock.session.index == 1 and dock.explorer._running is not None, timeout=WAIT)
+    settle(qtbot, dock)
+    assert dock.explorer.results.complete
+
+
+def test_only_so_much_is_kept_of_volumes(opened_volume, qtbot, monkeypatch):
+    monkeypatch.setattr(explorer_module, "KEPT_BYTES", 1)
+    _, dock, *_ = opened_volume
+    for level in (4, 8):
+        dock.slider.setValue(level)
+        QTest.mouseClick(dock.whole, Qt.MouseButton.LeftButton)
+        settle(qtbot, dock)
+    assert [level for _, level in dock.explorer._volumes] == [8]
+    assert dock.explorer.view("undefended").mask.ndim == 3
 
 
 def test_there_is_nothing_to_attack_at_zero(opened_volume):

@@ -136,6 +136,20 @@ def masked_ce(logits: Tensor, target: Tensor, mode: Mode) -> Tensor:
     return _sum(weight * pixel_cross_entropy(logits, target, mode))
 
 
+def miss(logits: Tensor, target: Tensor, mode: Mode) -> Tensor:
+    """Log-probability of the background, mean over the structures: at most 0, and 0 where all of them are missed.
+
+    It pulls where the model still sees them, and leaves the background alone: of all losses it erases best. What it
+    cannot do is to draw a structure where none is.
+    """
+    if mode == "multiclass":
+        weight = foreground(target, mode).amax(dim=1, keepdim=True)
+        seen = logits[:, 1:].logsumexp(dim=1, keepdim=True) - logits[:, :1]
+    else:
+        weight, seen = target, logits
+    return -_sum(weight * F.softplus(seen)) / _sum(weight).clamp_min(1)
+
+
 def towards_masked_ce(logits: Tensor, target: Tensor, mode: Mode) -> Tensor:
     """Minus the cross-entropy over the pixels that are not yet as in the target, weighted as in `masked_ce`.
 
