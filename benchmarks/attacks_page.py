@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from provenance import RESULTS, ROOT
-from strength import LEVELS, by_attack, worst
+from strength import LEVELS, Row, by_attack, worst
 
 from cease_core.attacks import ATTACKS, LOSSES
 from cease_core.attacks.targets import TARGETS
@@ -21,6 +21,7 @@ from napari_cease.scenes import SCENES
 
 PAGE = ROOT / "docs" / "attacks.md"
 NORMS = {"linf": "ℓ∞", "l2": "ℓ2"}
+GROUPS = ("quick", "strong", "minimal", "targeted", "frequency", "black box", "adaptive", "control")
 Content = dict[str, Any]
 
 INTRODUCTION = """\
@@ -65,17 +66,27 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *("| " + " | ".join(r) + " |" for r in rows), ""]
 
 
+def cost(rows: list[Row]) -> str:
+    """Gradients and queries a case, as a range where cases or radii differ."""
+    parts = []
+    for key, one in (("gradients", "gradient"), ("queries", "query")):
+        low, high = (round(f(r[key] for r in rows)) if rows else 0 for f in (min, max))
+        if high <= (3 if key == "queries" else 0):
+            continue  # the clean image and the last iterate are looked at by all
+        number = f"{low}" if low == high else f"{low} to {high}"
+        parts.append(f"{number} {one if high == 1 else key}")
+    return ", ".join(parts) or "–"
+
+
 def catalogue(measured: list[Content]) -> list[str]:
     """What there is, by group, with its cost."""
-    cost: dict[str, str] = {}
+    spent: dict[str, list[Row]] = {}
     for row in measured:
-        name = row["attack"].split(" · ")[0]
-        parts = [f"{row['gradients']:.0f} gradients"] * (row["gradients"] > 0)
-        parts += [f"{row['queries']:.0f} queries"] * (row["queries"] > 3)
-        cost.setdefault(name, ", ".join(parts))
+        spent.setdefault(row["attack"].split(" · ")[0], []).append(row)
     lines = ["## The attacks", ""]
     rows = []
-    for name, kind in ATTACKS.items():
+    by_group = sorted(ATTACKS.items(), key=lambda item: GROUPS.index(item[1].about.group))
+    for name, kind in by_group:
         about = kind.about
         goals = "" if len(about.goals) == 2 else f" Only {about.goals[0]}."
         rows.append(
@@ -85,7 +96,7 @@ def catalogue(measured: list[Content]) -> list[str]:
                 about.definition + goals,
                 about.source,
                 ", ".join(NORMS[n] for n in about.norms),
-                cost.get(name, "–"),
+                cost(spent.get(name, [])),
                 about.when,
             ]
         )
@@ -100,7 +111,7 @@ def strength_section(content: Content) -> list[str]:
     rows = content["rows"]
     models = list(dict.fromkeys(r["model"] for r in rows))
     tables = {m: by_attack(rows, m) for m in models}
-    head = ["attack", *(f"{m} {level}/255" for m in models for level in LEVELS), "gradients", "queries"]
+    head = ["attack", *(f"{m.split('-')[1]} {level}/255" for m in models for level in LEVELS), "gradients", "queries"]
     last = LEVELS[-1]
 
     def strongest_first(name: str) -> float:
@@ -123,6 +134,31 @@ def strength_section(content: Content) -> list[str]:
         "",
         *table(head, lines),
         source(content, "strength"),
+        "",
+    ]
+
+
+def weaker_section(content: Content) -> list[str]:
+    """Published attacks beside themselves with one thing changed."""
+    models = list(dict.fromkeys((r["model"], r["level"]) for r in content["rows"]))
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for r in content["rows"]:
+        pairs.setdefault((r["attack"], r["change"]), []).append(f"{r['dice']:.3f} → {r['dice_changed']:.3f}")
+    return [
+        "## Why some published attacks are weaker than PGD here",
+        "",
+        "Dice before and after one change. SegPGD and CosPGD are as strong as PGD on the cross-entropy that they "
+        "weight: the loss is what costs, not the weights. BIM and MI-FGSM reach the ball's edge only where the "
+        "gradient never turns, since their steps add up to no more than ε. DAG drops the pixels that it has won, and "
+        "the background outvotes the structure in its sum. A band of frequencies is a smaller set than the ball. MedIS, "
+        "which is not in the table, takes steps of "
+        "1/255 from the clean image, at most as many as fit into ε.",
+        "",
+        *table(
+            ["attack", "one change", *(f"{model} {level}/255" for model, level in models)],
+            [[attack, change, *figures] for (attack, change), figures in pairs.items()],
+        ),
+        source(content, "weaker"),
         "",
     ]
 
@@ -205,7 +241,12 @@ def main() -> None:
     lines = [INTRODUCTION, *catalogue(rows)]
     for content in strength:
         lines += strength_section(content)
-    for name, section in (("ladder", ladder_section), ("attack_speed", speed_section), ("volume", volume_section)):
+    for name, section in (
+        ("weaker", weaker_section),
+        ("ladder", ladder_section),
+        ("attack_speed", speed_section),
+        ("volume", volume_section),
+    ):
         if content := load(name):
             lines += section(content)
     PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

@@ -47,7 +47,7 @@ _SCALE = _scale()
 def fragile_first() -> Colormap:
     """Perceptually uniform, bright where little is needed; NaN, never flipped, is transparent."""
     # Without its darkest tenth, which would look like a hole in the scan.
-    colours = ensure_colormap("inferno").colors
+    colours = ensure_colormap("viridis").colors
     return Colormap(colours[len(colours) // 10 :][::-1], name="critical ε", nan_color="transparent")
 
 

@@ -64,9 +64,9 @@ def ladder(
     Parameters
     ----------
     attack
-        Its ``epsilon`` is ignored. Gradient attacks spend their ``steps`` at the top and fewer below, an ensemble
-        does so for each member; a minimal attack runs once, and radii below what it found get its perturbation
-        shrunk; all others run afresh at every radius.
+        Its ``epsilon`` is ignored. Gradient attacks spend their ``steps`` at the top and fewer below, with step
+        sizes of the ladder's own; an ensemble does so for each member. A minimal attack runs once, and radii below
+        what it found get its perturbation shrunk. All others run afresh at every radius.
     problem
         What to attack.
     epsilons

@@ -30,8 +30,12 @@ def attack(
     out: Annotated[Path, typer.Option(help="Folder for the results; made if it is missing.")],
     attack: Annotated[str, typer.Option(help="Name of an attack (see `cease attacks`).")] = "pgd",
     epsilon: Annotated[
-        str, typer.Option(help="Largest change: of the window (8/255, 0.03) or in the scan's unit (20HU, 8levels).")
-    ] = "8/255",
+        str | None,
+        typer.Option(
+            help="Largest change: of the window (8/255, 0.03) or in the scan's unit (20HU, 8levels).",
+            show_default="the attack's own, mostly 8/255",
+        ),
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Reference mask; without one, the model's own clean mask.")
     ] = None,

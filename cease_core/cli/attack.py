@@ -33,7 +33,7 @@ class AttackRequest:
     model: str
     out: Path
     attack: str
-    epsilon: str
+    epsilon: str | None
     labels: Path | None
     norm: str
     loss: str | None
@@ -60,7 +60,7 @@ def run_attack(request: AttackRequest) -> int:
     CeaseError
         If any input cannot be used; nothing has been written then.
     """
-    epsilon = Epsilon.parse(request.epsilon)
+    epsilon = None if request.epsilon is None else Epsilon.parse(request.epsilon)
     attack = _build(request)
     device = choose_device(request.device)
     model = prepare(load_model(find_model(request.model)), device)
@@ -80,7 +80,8 @@ def run_attack(request: AttackRequest) -> int:
             target=_target(request.target, scan),
             device=device,
         )
-        attack = dataclasses.replace(attack, epsilon=epsilon.fraction(subject.window, scan))
+        if epsilon is not None:
+            attack = dataclasses.replace(attack, epsilon=epsilon.fraction(subject.window, scan))
         prepare_folder(request.out)
         began = time.monotonic()
         result = _attack(_seeing_alike(attack, subject), subject)
@@ -209,8 +210,18 @@ def summary(report: dict[str, Any], scan: Scan) -> str:
         ),
     ]
     psnr = "identical images" if distortion["psnr"] is None else f"PSNR {distortion['psnr']:.1f} dB"
-    spent = f"{report['gradients']} gradient evaluations in {report['seconds']:.1f} s"
+    spent = (
+        f"{report['gradients']} gradient evaluations and {report['queries']} forward passes "
+        f"in {report['seconds']:.1f} s"
+    )
     if report["target_dice"] is not None:
         lines.append(f"  target ({report['target']}): Dice {report['target_dice']:.3f}")
+    if report["minimal"] is not None:
+        found = report["minimal"]
+        if found["success"]:
+            size = f"{found['fraction']:.4f} = {found['in_unit']:.4g} {unit_name(scan)}"
+            lines.append(f"  smallest epsilon that breaks the mask: {size}")
+        else:
+            lines.append("  the mask does not break within epsilon")
     lines.append(f"  {psnr}, SSIM {distortion['ssim']:.4f}; {spent}")
     return "\n".join(lines)

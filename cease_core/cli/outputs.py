@@ -20,13 +20,14 @@ import torch
 
 from cease_core.attacks import Attack, AttackResult
 from cease_core.attacks.build import describe
+from cease_core.attacks.minimal import MinimalResult
 from cease_core.attacks.on_scan import Subject
 from cease_core.errors import CeaseError
 from cease_core.evaluation import dice_per_class, distortion
 from cease_core.io import write_labels, write_scan
 from cease_core.io.files import write_atomically, write_reason
 from cease_core.models import ModelCard
-from cease_core.scan import FloatArray, LabelArray, Scan
+from cease_core.scan import FloatArray, LabelArray, Scan, Window
 
 REFERENCES = {"labels": "labels", "clean mask": "the model's own clean mask"}
 ZERO_GREY = 128
@@ -42,7 +43,7 @@ class Outcome:
     attack: Attack
     result: AttackResult
     attack_name: str
-    epsilon_given: str
+    epsilon_given: str | None
     target_given: str | None
     region_given: str | None
     slice_index: int | None
@@ -161,6 +162,7 @@ def _report(
         ],
         "target": outcome.target_given,
         "target_dice": None if result.target_dice is None else float(result.target_dice[0]),
+        "minimal": _minimal(result, window),
         "region": outcome.region_given,
         "distortion": {
             "linf": size.linf,
@@ -179,6 +181,16 @@ def _report(
             **{name: metadata.version(name) for name in ("napari-cease", "torch", "monai", "numpy")},
         },
     }
+
+
+def _minimal(result: AttackResult, window: Window) -> dict[str, Any] | None:
+    """What an attack that looks for the smallest perturbation has found."""
+    if not isinstance(result, MinimalResult):
+        return None
+    size = float(result.minimal[0])
+    if not math.isfinite(size):
+        return {"success": False, "fraction": None, "in_unit": None}
+    return {"success": True, "fraction": size, "in_unit": size * window.width}
 
 
 def _is_picture(scan: Scan) -> bool:

@@ -9,6 +9,8 @@ from napari_cease.jobs.exploration import SIDES, Side
 # Okabe–Ito vermillion and bluish green: apart in any common colour vision, and on dark or light ground.
 COLOURS: dict[Side, str] = {"undefended": "#D55E00", "defended": "#009E73"}
 SYMBOLS: dict[Side, str] = {"undefended": "o", "defended": "s"}
+MARKS: dict[Side, str] = {"undefended": "●", "defended": "■"}
+"""The symbols in text: the readout's head is the curve's legend."""
 
 
 class DiceCurve(pg.PlotWidget):
@@ -29,7 +31,6 @@ class DiceCurve(pg.PlotWidget):
         left = self.getPlotItem().getAxis("left")
         left.setStyle(hideOverlappingLabels=False)  # or 0 and 1 vanish at the ends
         left.setTicks([[(v, f"{v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]])
-        self.addLegend(offset=(-4, 4), labelTextSize="8pt")
         self._points: dict[Side, tuple[list[int], list[float]]] = {}
         self.lines = {
             side: self.plot(
@@ -65,9 +66,6 @@ class DiceCurve(pg.PlotWidget):
             axis = self.getPlotItem().getAxis(name)
             axis.setPen(colour)
             axis.setTextPen(colour)
-        self.getPlotItem().legend.setLabelTextColor(colour)
-        for _, label in self.getPlotItem().legend.items:
-            label.setText(label.text, color=colour)
 
     def _on_click(self, event: object) -> None:
         point = self.getPlotItem().vb.mapSceneToView(event.scenePos())  # type: ignore[attr-defined]

@@ -43,7 +43,7 @@ from napari_cease.explorer import Explorer, takes
 from napari_cease.jobs.exploration import SIDES, Side
 from napari_cease.layers import TITLES, role_of
 from napari_cease.session import ExplorerSession
-from napari_cease.widgets.curve import COLOURS, DiceCurve
+from napari_cease.widgets.curve import COLOURS, MARKS, DiceCurve
 from napari_cease.widgets.grouped_box import Choice, GroupedBox
 from napari_cease.widgets.parameters import ParameterRows, modest
 
@@ -234,7 +234,7 @@ class AttackExplorer(QScrollArea):
         grid.setVerticalSpacing(2)
         self.figures: dict[tuple[str, Side], QLabel] = {}
         for column, side in enumerate(SIDES, start=1):
-            head = QLabel(f"<b style='color:{COLOURS[side]}'>{TITLES[side]}</b>")
+            head = QLabel(f"<b style='color:{COLOURS[side]}'>{MARKS[side]} {TITLES[side]}</b>")
             head.setAlignment(Qt.AlignmentFlag.AlignRight)
             grid.addWidget(head, 0, column)
         rows = {

@@ -91,3 +91,18 @@ def test_a_source_that_sees_scans_otherwise_is_refused(cease: Cease, tmp_path: P
     assert said.code == 2
     assert "differ in channels, classes or intensity window" in said.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_minimal_attack_says_how_little_is_enough(cease: Cease, tmp_path: Path) -> None:
+    arguments = ("attack", VOLUME, "--model", "tiny-volume", "--attack", "bisection", "--device", "cpu")
+    said = cease(*arguments, "--out", tmp_path / "own", "--set", "tolerance=0.01")
+    report = _report(tmp_path / "own")
+    # Its own cap, not the other attacks' ε.
+    assert report["epsilon"]["given"] is None
+    assert report["epsilon"]["fraction"] == pytest.approx(32 / 255)
+    assert report["minimal"]["success"]
+    assert report["minimal"]["fraction"] == pytest.approx(report["distortion"]["linf"], rel=1e-4)
+    assert "smallest epsilon that breaks the mask" in said.out
+    said = cease(*arguments, "--out", tmp_path / "tiny", "--epsilon", "0.00001")
+    assert _report(tmp_path / "tiny")["minimal"] == {"success": False, "fraction": None, "in_unit": None}
+    assert "does not break within epsilon" in said.out
