@@ -150,9 +150,8 @@ def weaker_section(content: Content) -> list[str]:
         "Dice before and after one change. SegPGD and CosPGD are as strong as PGD on the cross-entropy that they "
         "weight: the loss is what costs, not the weights. BIM and MI-FGSM reach the ball's edge only where the "
         "gradient never turns, since their steps add up to no more than ε. DAG drops the pixels that it has won, and "
-        "the background outvotes the structure in its sum. A band of frequencies is a smaller set than the ball. MedIS, "
-        "which is not in the table, takes steps of "
-        "1/255 from the clean image, at most as many as fit into ε.",
+        "the background outvotes the structure in its sum. A band of frequencies is a smaller set than the ball. "
+        "MedIS, which is not in the table, takes steps of 1/255 from the clean image, at most as many as fit into ε.",
         "",
         *table(
             ["attack", "one change", *(f"{model} {level}/255" for model, level in models)],
