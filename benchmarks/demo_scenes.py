@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "demo_scenes.md"
 SIDES = ("undefended", "defended")
 # The strongest of all losses on one shipped model or another (docs/attacks.md).
-PROBES = ("soft_dice", "dice_masked", "masked_ce", "margin", "lovasz")
+PROBES = ("soft_dice", "dice_masked", "masked_ce", "cross_entropy", "lovasz")
 Row = dict[str, Any]
 
 
