@@ -224,7 +224,9 @@ def volume_section(content: Content) -> list[str]:
         "",
         f"A gradient of a {content['edge']}³ volume through {content['window']}³ windows, overlap ½, takes "
         f"{large['blend']['growth_mib']:.0f} MiB, {content['of_allowed']:.0%} of 1.3 × one window's backward pass "
-        f"({large['window']['growth_mib']:.0f} MiB) plus three volumes of {content['volume_mib']:.0f} MiB. At "
+        f"({large['window']['growth_mib']:.0f} MiB) plus three volumes of {content['volume_mib']:.0f} MiB; with the "
+        f"loss and the score of an attack's step {large['step']['growth_mib']:.0f} MiB, "
+        f"{large['step']['growth_mib'] / content['allowed_mib']:.0%} of it. At "
         f"{small['edge']}³, where the whole graph still fits, it takes {content['time_ratio']:.2f} × the CPU time of "
         f"the whole graph, and {np.mean([r['growth_mib'] for r in small['blend']]):.0f} instead of "
         f"{np.mean([r['growth_mib'] for r in small['graph']]):.0f} MiB.",
