@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import RESULTS, ROOT, commit
 
 from cease_core.attacks import LOSSES, PGD
 from cease_core.attacks.on_scan import pose_on_scan
@@ -27,8 +27,7 @@ from cease_core.models import load_model, prepare
 from cease_core.models.library import SHIPPED
 from napari_cease.scenes import SCENES
 
-ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "demo_scenes.md"
+RESULT = RESULTS / "demo_scenes.md"
 SIDES = ("undefended", "defended")
 # The strongest of all losses on one shipped model or another (docs/attacks.md).
 PROBES = ("soft_dice", "dice_masked", "masked_ce", "cross_entropy", "lovasz")
@@ -69,13 +68,10 @@ def mean(rows: list[Row], key: str) -> float:
 
 def provenance(level: int, steps: int) -> str:
     """Where the figures come from, in one line."""
-    head = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False
-    )
     return (
         f"Dice at ε = {level}/255 of the window, ℓ∞, PGD with {steps} steps, seed 0. Made by "
         f"`python benchmarks/demo_scenes.py` on {time.strftime('%Y-%m-%d')}: {os.cpu_count()} CPU cores, torch "
-        f"{torch.__version__}, commit {head.stdout.strip() or 'unknown'}. No training saw these cases."
+        f"{torch.__version__}, commit {commit()}. No training saw these cases."
     )
 
 

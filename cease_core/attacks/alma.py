@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cease_core.attacks.base import About
 from cease_core.attacks.losses import Loss, ascent, foreground
+from cease_core.attacks.losses.pixelwise import margins
 from cease_core.attacks.minimal import Minimal, MinimalResult
 from cease_core.attacks.norms import magnitude, per_case, project
 from cease_core.attacks.problem import Answer, Problem, of_logits
@@ -275,11 +276,7 @@ def margin(logits: Tensor, reference: Tensor, mode: Mode) -> Tensor:
     Tensor
         Shape (N, 1, *spatial) for multiclass, a decision a pixel; else one a channel, (N, K, *spatial).
     """
-    if mode != "multiclass":
-        return torch.where(reference > 0.5, logits, -logits)
-    chosen = reference > 0.5
-    mine = logits.masked_fill(~chosen, -math.inf).amax(dim=1, keepdim=True)
-    return mine - logits.masked_fill(chosen, -math.inf).amax(dim=1, keepdim=True)
+    return -margins(logits, reference, mode)
 
 
 def easiest(values: Tensor, logits: Tensor, problem: Problem, bar: Tensor, spare: float = 0.0) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from cease_core.attacks.base import Attack
 from cease_core.attacks.losses import ascent
 from cease_core.attacks.problem import Problem, of_logits
-from cease_core.attacks.run import AttackResult, Callback, Run, Step, among, stronger
+from cease_core.attacks.run import AttackResult, Callback, Relay, Run, Step, among, stronger
 from cease_core.errors import CeaseError
 
 
@@ -34,15 +34,8 @@ class Ensemble(Attack):
             return Run(problem, epsilon=0.0, total=0).result()
         members = self.members()
         best: AttackResult | None = None
-        for i, member in enumerate(members):
-            stopped = False
-
-            def hear(step: Step, before: int = i) -> bool:
-                nonlocal stopped
-                done, total = before * step.total + step.done, len(members) * step.total
-                stopped = callback is not None and callback(Step(done, total, step.loss)) is False
-                return not stopped
-
+        hear = Relay(callback, len(members))
+        for hear.part, member in enumerate(members):
             going = None if best is None or self.stop_below is None else best.score > self.stop_below
             if best is None or going is None or going.all():
                 found = member.run(ascending(problem, member), hear)
@@ -53,8 +46,8 @@ class Ensemble(Attack):
                 best = stronger(best, among(best, found, index))
             else:
                 hear(Step(1, 1, best.loss[-1]))
-            if stopped:
-                return replace(best, cancelled=best.cancelled or i + 1 < len(members))
+            if hear.stopped:
+                return replace(best, cancelled=best.cancelled or hear.part + 1 < len(members))
         assert best is not None
         return best
 

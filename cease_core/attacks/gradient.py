@@ -182,7 +182,7 @@ class BIM(Iterative):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MIFGSM(Iterative):
+class MIFGSM(BIM):
     """Momentum iterative FGSM (Dong et al. 2018, arXiv 1710.06081).
 
     Parameters
@@ -204,11 +204,7 @@ class MIFGSM(Iterative):
         when="As the source of a transfer attack: momentum makes perturbations that other models share.",
     )
 
-    random: bool = False
     decay: float = 1.0
-
-    def size(self, epsilon: float) -> float:
-        return self.step_size or epsilon / self.steps
 
     def direction(self, problem: Problem) -> Direction:
         momentum = torch.zeros_like(problem.images)

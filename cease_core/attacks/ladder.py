@@ -18,7 +18,7 @@ from cease_core.attacks.gradient import FGSM, Iterative, step_to_edge
 from cease_core.attacks.minimal import Minimal
 from cease_core.attacks.norms import project
 from cease_core.attacks.problem import Problem
-from cease_core.attacks.run import AttackResult, Callback, Run, Step, stronger
+from cease_core.attacks.run import AttackResult, Callback, Relay, Run, Step, stronger
 from cease_core.errors import CeaseError
 
 # Found on held-out cardiac and polyp slices, undefended and defended (benchmarks/ladder.py): smaller steps, or
@@ -166,21 +166,14 @@ def _together(
 ) -> Iterator[Rung]:
     best: dict[float, AttackResult] = {}
     members = attack.members()
-    stopped = False
-    for i, member in enumerate(members):
-
-        def hear(step: Step, before: int = i) -> bool:
-            nonlocal stopped
-            done, total = before * step.total + step.done, len(members) * step.total
-            stopped = callback is not None and callback(Step(done, total, step.loss)) is False
-            return not stopped
-
+    hear = Relay(callback, len(members))
+    for hear.part, member in enumerate(members):
         for rung in _rungs(member, ascending(problem, member), radii, refine, hear):
             known = best.get(rung.epsilon)
             best[rung.epsilon] = rung.result if known is None else stronger(known, rung.result)
-            done, total = i * rung.total + rung.done, len(members) * rung.total
+            done, total = hear.part * rung.total + rung.done, len(members) * rung.total
             yield Rung(rung.epsilon, best[rung.epsilon], done, total)
-        if stopped:
+        if hear.stopped:
             return
 
 
@@ -209,23 +202,15 @@ def _afresh(
     callback: Callback | None,
     wanted: Callable[[], float | None] | None,
 ) -> Iterator[Rung]:
-    stopped = False
     left = list(radii)
-    for i in range(len(radii)):
+    hear = Relay(callback, len(radii))
+    for hear.part in range(len(radii)):
         asked = wanted() if wanted is not None else None
         epsilon = left.pop(left.index(asked) if asked in left else 0)
-        last = Step(0, 0, problem.clean().loss)
-
-        def hear(step: Step, before: int = i) -> bool:
-            nonlocal stopped, last
-            last = Step(before * step.total + step.done, len(radii) * step.total, step.loss)
-            stopped = callback is not None and callback(last) is False
-            return not stopped
-
         result = replace(attack, epsilon=epsilon).run(problem, hear)
-        if stopped:
+        if hear.stopped:
             return
-        yield Rung(epsilon, result, last.done, last.total)
+        yield Rung(epsilon, result, hear.done, hear.total)
 
 
 def _running_minimum(best: dict[float, Rung]) -> Iterator[Rung]:

@@ -174,8 +174,7 @@ class MedIS(Attack):
         return min(self.steps - self.legacy, int(self.epsilon / self.step_size + 1e-6))
 
     def perturb(self, problem: Problem, callback: Callback | None) -> MedISResult:
-        exact = getattr(problem.model, "exact", None)  # None, too, where the model itself is exact
-        problem = problem if exact is None else problem.judged_by(exact)
+        problem = problem.exact
         names = self.surrogates if self.updates else self.surrogates[:1]
         whole = Run(problem, epsilon=self.epsilon, total=self.updates * len(names))
         delta = torch.zeros_like(problem.images)

@@ -95,8 +95,7 @@ class Minimal(Attack):
         """
         if problem.criterion == "loss":
             raise CeaseError("a minimal attack cannot be judged by its loss; choose the criterion dice or another.")
-        exact = getattr(problem.model, "exact", None)
-        clean = (problem if exact is None else problem.judged_by(exact)).clean().score
+        clean = problem.exact.clean().score
         if self.stop_below is not None:
             return torch.full_like(clean, self.stop_below)
         return torch.full_like(clean, 1 - self.reach) if problem.targeted else self.share * clean

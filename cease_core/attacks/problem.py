@@ -220,6 +220,12 @@ class Problem:
         """Keep ``images + delta`` within bounds; values already outside them may only stay."""
         return delta.clamp(min=(self.low - self.images).clamp_max(0), max=(self.high - self.images).clamp_min(0))
 
+    @property
+    def exact(self) -> Problem:
+        """The same problem in full precision: itself, unless its model has less."""
+        model = getattr(self.model, "exact", None)
+        return self if model is None else self.judged_by(model)
+
     def judged_by(self, model: Segmenter) -> Problem:
         """The same problem for another model with the same classes."""
         return replace(self, model=model, _clean=[])

@@ -28,6 +28,31 @@ Callback = Callable[[Step], bool | None]
 """Called after each step; returning ``False`` stops the attack, which then returns its best so far."""
 
 
+class Relay:
+    """Tells a callback of several runs, one after the other, as if they were one.
+
+    Parameters
+    ----------
+    callback
+        Who is told; None for nobody.
+    parts
+        How many runs there are. Each is taken to have as many steps as the one that is under way.
+    """
+
+    def __init__(self, callback: Callback | None, parts: int) -> None:
+        self.callback = callback
+        self.parts = parts
+        self.part = 0
+        self.stopped = False
+        self.done = self.total = 0
+
+    def __call__(self, step: Step) -> bool:
+        self.done, self.total = self.part * step.total + step.done, self.parts * step.total
+        told = Step(self.done, self.total, step.loss)
+        self.stopped = self.callback is not None and self.callback(told) is False
+        return not self.stopped
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AttackResult:
     """Outcome of an attack on a batch, on the device of its input.
@@ -255,10 +280,10 @@ class Run:
     def result(self) -> AttackResult:
         """The strongest perturbation, judged once more in full precision where the model has less."""
         problem, best = self.problem, self.best
-        exact = getattr(problem.model, "exact", None)
-        if exact is not None:
+        whole = problem.exact
+        if whole is not problem:
             # Where reduced precision misled, the clean image may be the stronger one: keep it a candidate.
-            judge = Best(torch.zeros_like(best.delta), (whole := problem.judged_by(exact)).clean())
+            judge = Best(torch.zeros_like(best.delta), whole.clean())
             judge.update(best.delta, whole.look(best.delta))
             best = judge
         logits = best.answer.logits
