@@ -1,25 +1,73 @@
-"""Folders of scans and masks as lists of cases."""
+"""Cases on disk, and how their scans and masks are read."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
+from cease_core.data.cache import Cached
 from cease_core.errors import CeaseError
 from cease_core.io import READABLE, read_labels, read_scan
 from cease_core.io.files import stem
 from cease_core.scan import LabelArray, Scan
 
+_GRID_TOLERANCE = 1e-2
+"""How far, in voxels, the channels of one case may lie from each other: as far as a mask from its scan."""
+
 
 @dataclass(frozen=True)
 class Case:
-    """A scan and its reference mask on disk, named after the file without its suffix."""
+    """A scan and its reference mask on disk.
+
+    Parameters
+    ----------
+    name
+        After the file without its suffix; unique within a data set.
+    image, labels
+        The scan and its mask.
+    patient
+        Cases of one patient stay on one side of every split; by default the case's name.
+    further
+        Files of the second and further channels, on the grid of ``image``.
+    volumes_as_channels
+        Whether a fourth axis of ``image`` holds channels, not time points.
+    """
 
     name: str
     image: Path
     labels: Path
+    patient: str = ""
+    further: tuple[Path, ...] = ()
+    volumes_as_channels: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.patient:
+            object.__setattr__(self, "patient", self.name)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The cases of a folder, and what its layout tells about them.
+
+    Parameters
+    ----------
+    name
+        As the layout gives it, else the folder's.
+    layout
+        ``"folders"``, ``"decathlon"`` or ``"nnunet"``.
+    cases
+        In the order of their names.
+    classes
+        Name of each foreground class id; empty where the layout tells none.
+    """
+
+    name: str
+    layout: str
+    cases: tuple[Case, ...]
+    classes: dict[int, str] = field(default_factory=dict)
 
 
 def case_name(path: Path) -> str:
@@ -27,58 +75,58 @@ def case_name(path: Path) -> str:
     return stem(path, READABLE)
 
 
-def find_cases(folder: str | Path) -> list[Case]:
-    """Cases of a folder with ``images/`` and ``labels/`` (or ``masks/``), matched by name.
+def load_case(case: Case, cache: Cached | None = None) -> tuple[Scan, LabelArray]:
+    """Read a case's scan and its mask.
+
+    Parameters
+    ----------
+    case
+        The case; channels from several files are stacked.
+    cache
+        Where decoded arrays are kept; without one, the files are decoded.
+
+    Returns
+    -------
+    Scan, LabelArray
+        The image (C, *spatial) with its place, and the mask (*spatial) on the scan's grid.
 
     Raises
     ------
     CeaseError
-        If the folder has another shape, or scans and masks do not match one to one.
+        If a file cannot be read, or mask and channels do not share one grid.
     """
-    folder = Path(folder)
-    masks = next((folder / n for n in ("labels", "masks") if (folder / n).is_dir()), None)
-    if not (folder / "images").is_dir() or masks is None:
-        raise CeaseError(f"{folder} needs the folders images/ and labels/ with one mask for each scan.")
-    images, labels = _by_name(folder / "images"), _by_name(masks)
-    if not images and not labels:
-        raise CeaseError(f"{folder}: images/ and {masks.name}/ are empty; put one mask there for each scan.")
-    odd = sorted(images.keys() ^ labels.keys())
-    if odd:
-        raise CeaseError(
-            f"{folder}: {len(odd)} files have no partner in images/ and {masks.name}/, for example {odd[0]}; "
-            "name each mask like its scan."
-        )
-    return [Case(name, images[name], labels[name]) for name in images]
+    if cache is None:
+        return _decode(case)
+    return cache.load((case.image, *case.further, case.labels), lambda: _decode(case))
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        other = found.setdefault(case_name(path), path)
-        if other is not path:
-            raise CeaseError(f"{folder} holds both {other.name} and {path.name}; keep one file for each case.")
-    return found
-
-
-def load_case(case: Case) -> tuple[Scan, LabelArray]:
-    """Read a case's scan and its mask (*spatial) on the scan's grid."""
-    scan = read_scan(case.image)
+def _decode(case: Case) -> tuple[Scan, LabelArray]:
+    scan = read_scan(case.image, volumes_as_channels=case.volumes_as_channels)
+    if case.further:
+        scan = _stack(case, [scan, *(read_scan(path) for path in case.further)])
     return scan, read_labels(case.labels, like=scan)
 
 
-def split_cases(cases: Iterable[Case], validation: float) -> tuple[list[Case], list[Case]]:
-    """Split into training and validation cases by a hash of the name.
+def _stack(case: Case, scans: Sequence[Scan]) -> Scan:
+    first = scans[0]
+    for path, other in zip(case.further, scans[1:], strict=True):
+        if other.shape != first.shape or _distance(other, first) > _GRID_TOLERANCE:
+            raise CeaseError(
+                f"{path.name} does not lie on the grid of {case.image.name} (shape {other.file_shape} against "
+                f"{first.file_shape}); resample the channels of a case onto one grid."
+            )
+    return replace(
+        first,
+        image=np.concatenate([s.image for s in scans]),
+        name=case.name,
+        unit=first.unit if {s.unit for s in scans} == {first.unit} else "a.u.",
+        window=None if len({s.window for s in scans}) > 1 else first.window,  # type: ignore[arg-type]
+        rgb=False,
+    )
 
-    The sides depend on the names alone, neither on their order nor on a seed, and each case that is added moves
-    at most one other.
 
-    Parameters
-    ----------
-    validation
-        Share that is put aside, in [0, 1).
-    """
-    ordered = sorted(cases, key=lambda c: hashlib.sha256(c.name.encode()).hexdigest())
-    count = round(len(ordered) * validation)
-    return sorted(ordered[count:], key=lambda c: c.name), sorted(ordered[:count], key=lambda c: c.name)
+def _distance(scan: Scan, other: Scan) -> float:
+    """How far, in voxels, two scans of one shape lie apart, at most."""
+    difference = np.linalg.inv(other.affine) @ scan.affine - np.eye(4)
+    extent = np.array([*scan.shape, *(0,) * (3 - scan.ndim), 1])
+    return float((np.abs(difference) @ extent)[:3].max())

@@ -1,0 +1,90 @@
+"""Raw data of nnU-Net 1 and 2 (Isensee et al., 2021): a file for each channel, ``imagesTr/CASE_0000.nii.gz``."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from cease_core.data.cases import Case, Dataset
+from cease_core.data.manifest import MANIFEST, Manifest, class_names, inside, require_files
+from cease_core.errors import CeaseError
+from cease_core.io import READABLE, picture
+
+LAYOUT = "nnunet"
+IMAGES, LABELS = "imagesTr", "labelsTr"
+FIRST_VERSION_ENDING = ".nii.gz"
+"""Of all files in version 1, whose ``dataset.json`` does not say it."""
+
+
+def matches(folder: Path, manifest: Manifest) -> bool:
+    """Whether a ``dataset.json`` is nnU-Net's and not the Decathlon's, from which version 1 differs on disk alone."""
+    if manifest.channel_names or manifest.file_ending:
+        return True
+    listed = next((inside(folder, entry.image) for entry in manifest.training), None)
+    return (
+        listed is not None
+        and not os.path.isfile(listed)
+        and os.path.isfile(_channel(folder, listed.name.removesuffix(FIRST_VERSION_ENDING), 0, FIRST_VERSION_ENDING))
+    )
+
+
+def read(folder: Path, manifest: Manifest) -> Dataset:
+    """The training cases, each with the files of all its channels.
+
+    Raises
+    ------
+    CeaseError
+        If folders or files are missing, or the files' ending cannot be read.
+    """
+    ending = manifest.file_ending or FIRST_VERSION_ENDING
+    if ending.lower() not in READABLE:
+        raise CeaseError(
+            f"{folder / MANIFEST}: file_ending {ending!r} cannot be read; convert the files to one of "
+            f"{', '.join(READABLE)}."
+        )
+    labels = _listed(folder, manifest, ending) if manifest.training else _found(folder, ending)
+    channels = max(len(manifest.channel_names or manifest.modality), 1)
+    cases = [_case(folder, name, labels[name], channels, ending) for name in sorted(labels)]
+    require_files(folder, [path for c in cases for path in (c.image, *c.further, c.labels)])
+    classes = class_names(manifest.labels, folder / MANIFEST)
+    return Dataset(manifest.name or folder.resolve().name, LAYOUT, tuple(cases), classes)
+
+
+def _channel(folder: Path, name: str, channel: int, ending: str) -> Path:
+    return folder / IMAGES / f"{name}_{channel:04d}{ending}"
+
+
+def _case(folder: Path, name: str, labels: Path, channels: int, ending: str) -> Case:
+    first, *further = (_channel(folder, name, c, ending) for c in range(channels))
+    if further and ending.lower() in picture.SUFFIXES and not os.path.isfile(further[0]):
+        further = []  # a colour picture may keep its channels in one file
+    return Case(name, first, labels, further=tuple(further))
+
+
+def _listed(folder: Path, manifest: Manifest, ending: str) -> dict[str, Path]:
+    paths = (inside(folder, entry.label) for entry in manifest.training)
+    return {path.name.removesuffix(ending): path for path in paths}
+
+
+def _found(folder: Path, ending: str) -> dict[str, Path]:
+    """The masks by case; a scan without a mask is refused."""
+    for name in (IMAGES, LABELS):
+        if not (folder / name).is_dir():
+            raise CeaseError(f"{folder} has no folder {name}; put the training scans and masks where nnU-Net has them.")
+    labels = {p.name.removesuffix(ending): p for p in _files(folder / LABELS, ending)}
+    pattern = re.compile(r"(.+)_\d{4}" + re.escape(ending))
+    scans = {match[1] for p in _files(folder / IMAGES, ending) if (match := pattern.fullmatch(p.name))}
+    if not labels and not scans:
+        raise CeaseError(f"{folder}: {IMAGES} and {LABELS} hold no {ending} files; correct file_ending in {MANIFEST}.")
+    alone = sorted(scans - labels.keys())
+    if alone:
+        raise CeaseError(
+            f"{folder}: {len(alone)} of {len(scans)} scans have no mask in {LABELS}, for example {alone[0]}; "
+            "add their masks, or move the scans out of the folder."
+        )
+    return labels
+
+
+def _files(folder: Path, ending: str) -> list[Path]:
+    return [p for p in sorted(folder.iterdir()) if p.name.endswith(ending) and not p.name.startswith(".")]
