@@ -1,4 +1,4 @@
-"""The command line: ``cease attack``, ``attacks``, ``models``, ``doctor`` and ``train``.
+"""The command line: attacks on scans, data sets, and the training of models; ``cease --help`` lists the commands.
 
 torch and MONAI take seconds to load, so each command imports its work when it runs.
 """
@@ -117,16 +117,214 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inst
 
 
 @app.command()
-def train(
-    config: Annotated[Path, typer.Argument(help="Training config (JSON), such as those in benchmarks/recipes.")],
-    data: Annotated[Path, typer.Option(help="Folder with images/ and labels/, or the folder that holds it.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model and the state to resume from.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+def data(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with images/ and labels/, or a dataset.json (Decathlon, nnU-Net).")
+    ],
+    validation: Annotated[
+        float | None, typer.Option(help="Share of patients to choose checkpoints by.", show_default="none")
+    ] = None,
+    test: Annotated[float, typer.Option(help="Share of patients to report on; put aside first.")] = 0.0,
+    patients: Annotated[
+        str | None,
+        typer.Option(
+            help=r"Pattern with one group that finds the patient in a case's name: '^(scd_\d+)'.",
+            show_default="each case is one",
+        ),
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Number of folds of a cross-validation.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Which of the folds, counted from 0.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Look for errors; exit code 1 if there are any.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    out: Annotated[Path | None, typer.Option(help="File for the split (JSON).", show_default="not written")] = None,
 ) -> None:
-    """Train a model; Ctrl-C stops it, and --resume goes on after the last finished epoch."""
+    """Describe the cases of a data set, check them, and split them by patient."""
+    from cease_core.cli.data import DataRequest, run_data
+
+    code = run_data(
+        DataRequest(
+            folder=folder,
+            validation=validation,
+            test=test,
+            patients=patients,
+            folds=folds,
+            fold=fold,
+            check=check,
+            as_json=as_json,
+            out=out,
+        )
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def presets(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+    """List the presets of `cease train` with their terms, their cost and their sources."""
+    from cease_core.cli.listings import list_presets
+
+    list_presets(as_json)
+
+
+@app.command()
+def tasks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+    """List the auxiliary tasks that a model can be trained with."""
+    from cease_core.cli.listings import list_tasks
+
+    list_tasks(as_json)
+
+
+_Config = Annotated[
+    Path | None,
+    typer.Argument(help="Training config (YAML or JSON).", show_default="made from the data"),
+]
+_Data = Annotated[
+    Path | None,
+    typer.Option(help="Data set (see `cease data`), or the folder that holds the one a config names."),
+]
+_Preset = Annotated[
+    str | None, typer.Option(help="Defence (see `cease presets`).", show_default="the config's, else cease")
+]
+_Model = Annotated[
+    str | None,
+    typer.Option(help="Architecture: unet, residual_unet, …", show_default="the config's, else residual_unet"),
+]
+_Epochs = Annotated[int | None, typer.Option(help="Passes over the data.", show_default="the config's, else 50")]
+_Budget = Annotated[
+    int | None,
+    typer.Option(help="Gradient computations in all, instead of --epochs: costly defences get fewer epochs."),
+]
+_Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any other entry: learning_rate=1e-3, patch=[64,64], defence.inner.steps=3, …"),
+]
+_Seed = Annotated[int | None, typer.Option(help="Of everything random.", show_default="the config's, else 0")]
+_Start = Annotated[str | None, typer.Option(help="Model whose weights are the starting point.", show_default="none")]
+_Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.", show_default="the config's, else fp32")]
+_Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+_Validation = Annotated[
+    float | None,
+    typer.Option(help="Share of patients to choose the checkpoint by.", show_default="the config's, else 0.2"),
+]
+_Test = Annotated[
+    float | None, typer.Option(help="Share of patients put aside, unseen.", show_default="the config's, else 0")
+]
+_Patients = Annotated[
+    str | None,
+    typer.Option(
+        help=r"Pattern with one group that finds the patient in a case's name: '^(scd_\d+)'.",
+        show_default="each case is one",
+    ),
+]
+_Folds = Annotated[int | None, typer.Option(help="Number of folds of a cross-validation.")]
+_Fold = Annotated[int | None, typer.Option(help="Which of the folds validates, counted from 0.")]
+_Split = Annotated[Path | None, typer.Option(help="Split to use, as `cease data --out` writes it.")]
+
+
+@app.command()
+def train(
+    config: _Config = None,
+    data: _Data = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the model and the state to resume from; made if it is missing.")
+    ] = None,
+    preset: _Preset = None,
+    model: _Model = None,
+    epochs: _Epochs = None,
+    budget: _Budget = None,
+    changes: _Changes = None,
+    seed: _Seed = None,
+    start: _Start = None,
+    precision: _Precision = None,
+    device: _Device = "auto",
+    validation: _Validation = None,
+    test: _Test = None,
+    patients: _Patients = None,
+    folds: _Folds = None,
+    fold: _Fold = None,
+    split: _Split = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out; nothing else needs to be repeated.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the config and what the run would cost, and stop.")
+    ] = False,
+) -> None:
+    """Train a model, from a config or from a preset and the data alone; Ctrl-C stops it, --resume goes on."""
+    from cease_core.cli.recipe import RunRequest
     from cease_core.cli.train import run_training
 
-    raise typer.Exit(run_training(config, data, out, resume=resume))
+    request = RunRequest(
+        config=config,
+        data=data,
+        preset=preset,
+        model=model,
+        epochs=epochs,
+        budget=budget,
+        changes=tuple(changes or ()),
+        seed=seed,
+        start=start,
+        precision=precision,
+        device=device,
+        validation=validation,
+        test=test,
+        patients=patients,
+        folds=folds,
+        fold=fold,
+        split=split,
+    )
+    raise typer.Exit(run_training(request, out, resume=resume, dry_run=dry_run))
+
+
+@app.command()
+def relevance(
+    out: Annotated[Path, typer.Option(help="Folder for the scores, or one that holds them, to choose again.")],
+    config: _Config = None,
+    data: _Data = None,
+    rule: Annotated[
+        str | None, typer.Option(help="weak, strongest, random or all.", show_default="the config's, else weak")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="How many tasks to choose.", show_default="the config's, else 2", min=1)
+    ] = None,
+    warm_up: Annotated[
+        float | None, typer.Option(help="Share of the training that warms the tasks up.", show_default="0.1")
+    ] = None,
+    model: _Model = None,
+    epochs: _Epochs = None,
+    budget: _Budget = None,
+    changes: _Changes = None,
+    seed: _Seed = None,
+    start: _Start = None,
+    device: _Device = "auto",
+    validation: _Validation = None,
+    test: _Test = None,
+    patients: _Patients = None,
+    folds: _Folds = None,
+    fold: _Fold = None,
+    split: _Split = None,
+) -> None:
+    """Measure how auxiliary tasks relate to segmentation, and choose; again from --out alone, without training."""
+    from cease_core.cli.recipe import RunRequest
+    from cease_core.cli.relevance import run_relevance
+
+    request = RunRequest(
+        config=config,
+        data=data,
+        model=model,
+        epochs=epochs,
+        budget=budget,
+        changes=tuple(changes or ()),
+        seed=seed,
+        start=start,
+        device=device,
+        validation=validation,
+        test=test,
+        patients=patients,
+        folds=folds,
+        fold=fold,
+        split=split,
+    )
+    raise typer.Exit(run_relevance(request, out, rule=rule, count=count, warm_up=warm_up))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

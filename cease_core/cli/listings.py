@@ -1,10 +1,10 @@
-"""``cease models`` and ``cease doctor``: tables for people, JSON for programs."""
+"""``cease models``, ``attacks``, ``presets``, ``tasks`` and ``doctor``: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from cease_core.doctor import examine
+
+if TYPE_CHECKING:
+    from cease_core.defences import Defence
 
 PIPED_WIDTH = 200
 """Columns where the output is no terminal: rich would cut cells at 80."""
@@ -40,12 +43,12 @@ def list_models(as_json: bool) -> None:
     if not rows:
         print(f"No models yet; train one with `cease train`, or put a model folder into {user_library()}.")
         return
-    table = _table("name", "title", "dims", "channels", "classes", "defence", "metrics")
+    table = table_of("name", "title", "dims", "channels", "classes", "defence", "metrics")
     for row in rows:
         metrics = "\n".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in row["metrics"].items())
         cells = (row["name"], row["title"], f"{row['ndim']}-D", str(row["channels"]))
         table.add_row(*(escape(c) for c in (*cells, ", ".join(row["classes"]), row["defence"], metrics)))
-    _print(table)
+    print_table(table)
 
 
 def list_attacks(as_json: bool) -> None:
@@ -60,14 +63,135 @@ def list_attacks(as_json: bool) -> None:
     if as_json:
         print(json.dumps({"attacks": rows, "losses": [*LOSSES], "targets": [*TARGETS]}, indent=1, ensure_ascii=False))
         return
-    table = _table("name", "group", "what it does", "norms", "goals", "source")
+    table = table_of("name", "group", "what it does", "norms", "goals", "source")
     for row in rows:
         norms, goals = ", ".join(row["norms"]), ", ".join(row["goals"])
         cells = (row["name"], row["group"], row["definition"], norms, goals, row["source"])
         table.add_row(*(escape(c) for c in cells))
-    _print(table)
+    print_table(table)
     print(f"Losses (--loss): {', '.join(LOSSES)}")
     print(f"Targets (--target): {', '.join(TARGETS)}, or a file with the mask")
+
+
+PRESET_NOTES: dict[str, tuple[str, str]] = {
+    "none": ("Undefended.", ""),
+    "augment": ("Photometric augmentation alone.", ""),
+    "at": ("Adversarial training on clean and attacked images.", "Madry et al. 2018, arXiv 1706.06083"),
+    "trades": ("Clean loss, and alike predictions for the attacked image.", "Zhang et al. 2019, arXiv 1901.08573"),
+    "mart": ("Weighs pixels that are wrong without an attack.", "Wang et al. 2020, ICLR"),
+    "fast_at": ("One step from a random start.", "Wong et al. 2020, arXiv 2001.03994"),
+    "free_at": ("The attack reuses the training's own gradients.", "Shafahi et al. 2019, arXiv 1904.12843"),
+    "segpgd_at": ("Adversarial training by SegPGD.", "Gu et al. 2022, arXiv 2207.12391"),
+    "ddc_at": ("A branch of its own for pixels that the attack turns.", "Xu et al. 2021, arXiv 2003.06555"),
+    "vaft": ("Attacked in the frequency domain, alike spectra.", "Hanif et al. 2023, arXiv 2307.07269"),
+    "distillation": ("A teacher's soft answers; set distillation.teacher.", "Papernot et al. 2016, arXiv 1511.04508"),
+    "contrastive": ("Alike features for clean and augmented views.", "after Khosla et al. 2020, arXiv 2004.11362"),
+    "contrastive_at": ("The same, with the attacked view.", "after Kim et al. 2020, arXiv 2006.07589"),
+    "multitask": ("Weakly relevant auxiliary tasks, no attack.", "after Mao et al. 2020, arXiv 2007.07236"),
+    "multitask_at": ("The same, with adversarial training.", "after Mao et al. 2020, arXiv 2007.07236"),
+    "cease": (
+        "Contrastive, multitask and adversarial training together.",
+        "Shukla & Gupta 2026, doi 10.1016/j.neunet.2025.108182",
+    ),
+}
+"""What each preset does, and the paper it comes from."""
+
+
+def list_presets(as_json: bool) -> None:
+    """Print every preset that `cease train` knows, with its terms and what it costs."""
+    from cease_core.defences import PRESETS
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "does": PRESET_NOTES[name][0],
+            "terms": [{"term": _title(term), "weight": term.weight} for term in defence.terms],
+            "inner": _inner(defence) if defence.attacks else None,
+            "gradients": _gradients(defence),
+            "replays": defence.replays,
+            "source": PRESET_NOTES[name][1],
+        }
+        for name, defence in PRESETS.items()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    table = table_of("name", "what it does", "terms", "inner attack", "gradients", "source")
+    for row in rows:
+        terms = " + ".join(f"{term['weight']:g} {term['term']}" for term in row["terms"])
+        cost = f"{row['gradients']}" + (f" × {row['replays']}" if row["replays"] > 1 else "")
+        cells = (row["name"], row["does"], terms, row["inner"] or "none", cost, row["source"])
+        table.add_row(*(escape(c) for c in cells))
+    print_table(table)
+    print(
+        "Gradients: computations an image and step (× how often each batch is replayed). Auxiliary tasks that look at"
+    )
+    print("a changed image (`cease tasks`) add one on each view; choosing tasks comes before.")
+    print("Change a value: --set defence.inner.steps=3")
+
+
+def _title(term: Any) -> str:
+    view = getattr(term, "view", None)
+    return f"{term.kind} ({view})" if view else str(term.kind)
+
+
+def _inner(defence: Defence) -> str:
+    inner = defence.inner
+    return f"{inner.ascent}, {inner.steps} {'step' if inner.steps == 1 else 'steps'}, {inner.epsilon * 255:.3g}/255"
+
+
+def _gradients(defence: Defence) -> int:
+    """Gradient computations an image and step, as counted by the objective itself on a small model."""
+    from cease_core.defences import Objective, SegmentationTerm
+    from cease_core.models import ClassInfo, ModelCard, SegmentationModel, WindowRule
+    from cease_core.tasks import TASKS
+
+    # A teacher's answers cost no gradient, and there is no teacher here.
+    terms = tuple(SegmentationTerm() if term.kind == "distillation" else term for term in defence.terms)
+    cheap = tuple(name for name, task in TASKS.items() if not task.presents)
+    card = ModelCard(
+        name="small",
+        title="small",
+        architecture="unet",
+        architecture_args={"channels": (2, 4, 8)},
+        ndim=2,
+        channels=1,
+        classes=(ClassInfo(id=1, name="structure", color="#000000"),),
+        mode="binary",
+        window=WindowRule(kind="fixed", low=0, high=1),
+    )
+    whole = defence.model_copy(update={"terms": terms})
+    if whole.auxiliary is not None:
+        whole = whole.with_tasks(cheap[: whole.auxiliary.count])
+    return Objective(whole, SegmentationModel(card), (16, 16)).gradients
+
+
+def list_tasks(as_json: bool) -> None:
+    """Print every auxiliary task that a training can have."""
+    from cease_core.tasks import TASKS
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "title": task.title,
+            "derived_from": task.derived_from,
+            "dims": [*task.dims],
+            "own_pass": task.presents,
+            "source": task.source,
+        }
+        for name, task in TASKS.items()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    table = table_of("name", "title", "target from", "dims", "own pass", "source")
+    for row in rows:
+        dims, own = ", ".join(f"{n}-D" for n in row["dims"]), "yes" if row["own_pass"] else ""
+        cells = (row["name"], row["title"], row["derived_from"], dims, own, row["source"])
+        table.add_row(*(escape(c) for c in cells))
+    print_table(table)
+    print("Own pass: the encoder sees a changed image, one gradient computation more an image and view.")
+    print("Which are chosen is up to the data: `cease relevance`, or --set 'defence.auxiliary.tasks=[hog, low_pass]'")
 
 
 def list_findings(as_json: bool) -> int:
@@ -82,12 +206,12 @@ def list_findings(as_json: bool) -> int:
     if as_json:
         print(json.dumps([asdict(f) for f in findings], indent=1, ensure_ascii=False))
     else:
-        table = _table("", "", "")
+        table = table_of("", "", "")
         table.show_header = False
         for finding in findings:
             mark = "[green]ok[/green]" if finding.ok else "[red]missing[/red]"
             table.add_row(mark, escape(finding.name), escape(finding.value))
-        _print(table)
+        print_table(table)
         # Outside the table, so that a command can be copied in one piece.
         for finding in findings:
             if not finding.ok:
@@ -95,13 +219,15 @@ def list_findings(as_json: bool) -> int:
     return 0 if all(finding.ok for finding in findings) else 1
 
 
-def _table(*headers: str) -> Table:
+def table_of(*headers: str) -> Table:
+    """An empty table; names stay in one piece."""
     table = Table(box=box.SIMPLE_HEAD)
     for header in headers:
         table.add_column(header, overflow="fold", no_wrap=header in ("name", "dims"))
     return table
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
+    """Print it as wide as the terminal, or wide enough where there is none."""
     console = Console()
     (console if console.is_terminal else Console(width=PIPED_WIDTH)).print(table)

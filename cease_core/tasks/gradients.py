@@ -26,9 +26,11 @@ NOISES = 4
 class PureNoise(Task):
     """A target that nothing in the image tells about: white Gaussian noise, told apart by ``stream``.
 
-    Its median, zero, is the best answer to it and also about where a head with random weights starts: training such
-    a head would move it nowhere, so a random one is fair. The residual has a random sign at every pixel; what
-    its input gradient still shares with segmentation's comes from the encoder alone, through which both pass.
+    All that training can teach a head about it is to answer its median everywhere. The loss takes that as learnt: it
+    subtracts from a head's answer the answer itself, but not its gradient, so that a head with random weights serves
+    and the residual has a random sign at every pixel. (Where the head's own answer stays in, the residual leans to
+    one side, and an even pull on the whole picture is no noise: it scores higher than a trained head.) What the input
+    gradient still shares with segmentation's comes from the encoder, through which both pass.
     """
 
     title: ClassVar[str] = "Pure noise"
@@ -48,12 +50,12 @@ class PureNoise(Task):
         return DenseHead(widths, setting.ndim, 1)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """L1 (N,)."""
-        return (prediction - target).abs().flatten(1).mean(dim=1)
+        """L1 (N,), with the gradient in ``prediction`` of a head that answers 0."""
+        return (prediction - prediction.detach() - target).abs().flatten(1).mean(dim=1)
 
     def constant(self, targets: Tensor) -> Tensor:
-        """The median everywhere (1, 1, *spatial)."""
-        return targets.median().expand(1, *targets.shape[1:])
+        """Zero, the noise's median (1, 1, *spatial)."""
+        return torch.zeros_like(targets[:1])
 
 
 def measure(
@@ -75,7 +77,8 @@ def measure(
 
     Every gradient is in the original image: for a task that presents a changed one, through that change. A gradient
     that vanishes has cosine 0 with all others. c_θ compares the gradients of a whole batch, so it depends a little on
-    ``batch``; nothing else does. The noise floor is the mean over `NOISES` random heads with `PureNoise` targets.
+    ``batch``, and so does which case is compared with which other for the chance level; nothing else does. The
+    noise floor is the mean over `NOISES` random heads with `PureNoise` targets.
 
     Parameters
     ----------
@@ -100,7 +103,7 @@ def measure(
         If heads, seeds or labels do not fit, a task is not made for the model's dimensions, or a loss is not finite.
     """
     _check(model, heads, tasks, images, seeds, batch)
-    card = model.card
+    card, labels = model.card, labels.to(images.device)
     setting = Setting(card.ndim, card.channels, len(card.classes), card.mode)
     noises: dict[str, Task] = {f"{PureNoise.title} {i}": PureNoise(stream=i) for i in range(NOISES)}
     pool = {**tasks, **noises}
@@ -111,17 +114,22 @@ def measure(
         draws = {name: _draws(task, images, seeds) for name, task in pool.items()}
         targets = {name: task.target(images, labels, draws[name], setting).detach() for name, task in pool.items()}
         inputs: list[list[Tensor]] = [[], []]
+        strangers: list[Tensor] = []
         weights: list[list[Tensor]] = [[], []]
         losses: list[Tensor] = []
         for part in (slice(i, i + batch) for i in range(0, len(images), batch)):
-            truth = one_hot(labels[part], model.mode, card.outputs).to(images.device)
+            truth = one_hot(labels[part], model.mode, card.outputs)
             attacked = attack(model, images[part], labels[part]).adversarial
             for view, seen in enumerate((images[part], attacked)):
                 pulls = _Pulls(model, shared, seen)
                 pulls.segmentation(truth)
                 for name, task in pool.items():
                     pulls.task(name, task, everyone[name], draws[name][part], targets[name][part])
-                inputs[view].append(_cosines(torch.stack(pulls.inputs, dim=1)))
+                units = torch.stack(pulls.inputs, dim=1)
+                inputs[view].append(_cosines(units))
+                if len(units) > 1:
+                    # Segmentation's gradient of the next case: whatever is alike then is no relation.
+                    strangers.append((units * units[:, :1].roll(1, dims=0)).sum(dim=-1))
                 # Once a case, so that a smaller last batch counts for less.
                 weights[view].append(_cosines(torch.stack(pulls.weights)).expand(len(seen), -1, -1))
                 if view == 0:
@@ -129,6 +137,7 @@ def measure(
     unlearnt = {name: _of_constant(task, targets[name]) for name, task in tasks.items()}
     clean, under = (torch.cat(c).abs().mean(dim=0).cpu() for c in inputs)
     both = (clean + under) / 2
+    chance = torch.cat(strangers).abs().mean(dim=0).cpu() if strangers else torch.zeros(1 + len(pool))
     c_theta = torch.cat([torch.cat(c) for c in weights]).mean(dim=0)[0].cpu()
     loss = torch.cat(losses, dim=1).mean(dim=1).cpu()
     scores = {
@@ -138,6 +147,7 @@ def measure(
             c_in=both[0, i].item(),
             c_in_clean=clean[0, i].item(),
             c_in_attacked=under[0, i].item(),
+            chance=chance[i].item(),
             c_theta=c_theta[i].item(),
             learnable=_gain(loss[i - 1].item(), unlearnt[name]),
         )
@@ -222,7 +232,8 @@ def _as_deployed(model: SegmentationModel, heads: Mapping[str, Head]) -> Iterato
 def _shared(model: SegmentationModel, image: Tensor) -> list[nn.Parameter]:
     """The encoder's weights: those that its features depend on."""
     parameters = list(model.parameters())
-    gradients = torch.autograd.grad(sum(f.sum() for f in model.encode(image)), parameters, allow_unused=True)
+    reached = torch.stack([f.sum() for f in model.encode(image)]).sum()
+    gradients = torch.autograd.grad(reached, parameters, allow_unused=True)
     return [p for p, g in zip(parameters, gradients, strict=True) if g is not None]
 
 
@@ -269,7 +280,7 @@ def _check(
             "give at least one task, and one head for each by the same name."
         )
     if not len(images) or len(seeds) != len(images):
-        raise CeaseError(f"there are {len(images)} images and {len(seeds)} seeds; give one seed for each of some images.")
+        raise CeaseError(f"there are {len(images)} images and {len(seeds)} seeds; give images, and a seed for each.")
     if batch < 1:
         raise CeaseError(f"batch is {batch}; give at least 1.")
     for name, task in tasks.items():

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from cease_core.errors import CeaseError
 
 Rule = Literal["weak", "strongest", "random", "all", "manual"]
+Floor = Literal["chance", "noise"]
 
 
 class _Record(BaseModel):
@@ -38,6 +39,9 @@ class Score(_Record):
         Mean |cos(∇x L_seg, ∇x L_k)| over cases, clean and attacked, 0 to 1.
     c_in_clean, c_in_attacked
         Its two halves.
+    chance
+        c_in between the task's gradient in one case and segmentation's in another: what is alike because of where
+        structures usually lie and where the encoder usually looks, and not because of a relation.
     c_theta
         Mean cos(∇θ L_seg, ∇θ L_k) over batches, clean and attacked, −1 to 1; θ are the shared encoder's weights.
     learnable
@@ -49,6 +53,7 @@ class Score(_Record):
     c_in: float
     c_in_clean: float
     c_in_attacked: float
+    chance: float
     c_theta: float
     learnable: float
 
@@ -63,7 +68,7 @@ class Relevance(_Record):
     pairwise
         Mean |cos(∇x L_j, ∇x L_k)| of every two tasks, symmetric, 1 on the diagonal.
     noise_floor
-        c_in of a target that is pure noise: what no relation at all amounts to in this model.
+        c_in of a target that is pure noise, through a head with random weights.
     cases
         How many there were.
     epsilon, steps
@@ -79,7 +84,8 @@ class Relevance(_Record):
 
     @model_validator(mode="after")
     def _complete(self) -> Relevance:
-        if any(set(names) != set(self.scores) for names in (self.pairwise, *self.pairwise.values())):
+        names = set(self.scores)
+        if set(self.pairwise) != names or any(set(row) != names for row in self.pairwise.values()):
             raise ValueError("pairwise: every task must be compared with every task of scores")
         return self
 
@@ -118,14 +124,15 @@ def select(
     learnable: float = 0.2,
     conflict: float = -0.05,
     repeat: float = 0.5,
+    floor: Floor = "chance",
     names: Sequence[str] = (),
     seed: int = 0,
 ) -> Selection:
     """Choose auxiliary tasks.
 
     ``weak`` takes from the tasks that are learnable, do not fight segmentation, have a c_in of at most the pool's
-    median and at least the noise floor, those with the **lowest** c_in first: in the bound every bit of covariance
-    costs, and the floor has already removed what merely looks weak because it has nothing to do with the image.
+    median and at least the floor, those with the **lowest** c_in first: in the bound every bit of covariance costs,
+    and the floor has already removed what merely looks weak because it has nothing to do with segmentation.
     A task that nearly repeats one already taken is passed over. Nothing is relaxed to reach ``count``: the choice
     may be shorter, or empty.
 
@@ -146,6 +153,10 @@ def select(
         Lowest c_theta.
     repeat
         Highest |cos| of input gradients between two chosen tasks.
+    floor
+        What c_in must reach: the task's own ``chance`` level, or what pure ``noise`` scores. The latter is the stricter
+        one where an encoder that can segment already is warmed up: whatever passes through it, noise too, then pulls
+        at the places that segmentation looks at.
     names
         For ``manual``.
     seed
@@ -173,7 +184,7 @@ def select(
         }
         return Selection(rule=rule, chosen=chosen, reasons=reasons, summary=f"Took {_listed(chosen)}: {why}.")
     if rule == "weak":
-        unfit |= {name: unfit[name] or _not_weak(relevance, name) for name in pool}
+        unfit |= {name: unfit[name] or _not_weak(relevance, name, floor) for name in pool}
         words = "the weakest relation that is left"
     elif rule == "strongest":
         pool, words = pool[::-1], "the strongest relation that is left"
@@ -192,10 +203,13 @@ def _unfit(score: Score, learnable: float, conflict: float) -> str:
     return ""
 
 
-def _not_weak(relevance: Relevance, name: str) -> str:
+def _not_weak(relevance: Relevance, name: str, floor: Floor) -> str:
     """Why a task is not weakly relevant, or nothing."""
+    chance = relevance.scores[name].chance
     c_in, middle = relevance.scores[name].c_in, median(s.c_in for s in relevance.scores.values())
-    if c_in < relevance.noise_floor:
+    if floor == "chance" and c_in < chance:
+        return f"irrelevant: c_in = {c_in:.3f} < {chance:.3f}, as with segmentation of another case"
+    if floor == "noise" and c_in < relevance.noise_floor:
         return f"irrelevant: c_in = {c_in:.3f} < {relevance.noise_floor:.3f}, the score of pure noise"
     if c_in > middle:
         return f"strongly relevant: c_in = {c_in:.3f} > {middle:.3f}, the pool's median"
@@ -246,22 +260,17 @@ def _listed(names: Sequence[str]) -> str:
 
 def table(relevance: Relevance, selection: Selection) -> str:
     """Every score and verdict as a Markdown table, by rising c_in; chosen tasks in bold, pure noise among them."""
-    rows = [
-        (
-            s.c_in,
-            f"**{name}**" if name in selection.chosen else name,
-            *(f"{v:.3f}" for v in (s.c_in, s.c_in_clean, s.c_in_attacked, s.c_theta, s.learnable)),
-            s.derived_from,
-            selection.reasons[name],
-        )
-        for name, s in ((name, relevance.scores[name]) for name in relevance.weakest_first)
-    ]
     floor = relevance.noise_floor
-    rows.append((floor, "*pure noise*", f"{floor:.3f}", "", "", "", "", "", "the floor"))
-    rows.sort(key=lambda row: row[0])
-    head = ("task", "c_in", "clean", "attacked", "c_θ", "u", "target from", "verdict")
-    rule = ("---", *("---:",) * 5, "---", "---")
-    lines = ["| " + " | ".join(row) + " |" for row in (head, rule, *(row[1:] for row in rows))]
+    rows = [(floor, ("*pure noise*", f"{floor:.3f}", *[""] * 6, "for comparison"))]
+    for name, score in relevance.scores.items():
+        measured = (score.c_in, score.c_in_clean, score.c_in_attacked, score.chance, score.c_theta, score.learnable)
+        title = f"**{name}**" if name in selection.chosen else name
+        numbers = (f"{value:.3f}" for value in measured)
+        rows.append((score.c_in, (title, *numbers, score.derived_from, selection.reasons[name])))
+    rows.sort()
+    head = ("task", "c_in", "clean", "attacked", "chance", "c_θ", "u", "target from", "verdict")
+    rule = ("---", *("---:",) * 6, "---", "---")
+    lines = ["| " + " | ".join(row) + " |" for row in (head, rule, *(row for _, row in rows))]
     note = (
         f"{selection.summary} Measured on {relevance.cases} held-out cases, clean and under "
         f"PGD-{relevance.steps} at {relevance.epsilon * 255:g}/255."

@@ -32,7 +32,7 @@ def similarity_figure(relevance: Relevance, selection: Selection) -> str:
     most = max(0.1, math.ceil(10 * max(map(max, values))) / 10)
     longest = _WIDEST_LETTER * max(len(title) for title, _ in (*rows, *columns))
     left, foot = round(_MARGIN + 24 + longest), _TOP + _CELL * len(names)
-    width = max(left + _CELL * len(names) + _MARGIN, 620)
+    width = max(left + _CELL * len(names) + _MARGIN, 680)
     height = round(foot + _MARGIN + 14 + 0.77 * longest)
     parts = [
         _text(_MARGIN, 34, "Similarity of input gradients: mean |cos|", size=17, bold=True),
@@ -95,11 +95,10 @@ def _legend(floor: float, most: float) -> list[str]:
 
 def _cell(x: float, y: float, value: float, most: float) -> str:
     colour = _colour(value / most)
-    ink = "#ffffff" if _luminance(colour) < 0.3 else _INK
-    return (
-        f'<rect x="{x}" y="{y}" width="{_CELL - 2}" height="{_CELL - 2}" fill="{colour}"/>\n'
-        + _text(x + (_CELL - 2) / 2, y + _CELL / 2 + 3.5, f"{value:.2f}", anchor="middle", fill=ink)
-    )
+    ink = "#ffffff" if _luminance(colour) < 0.21 else _INK
+    square = f'<rect x="{x}" y="{y}" width="{_CELL - 2}" height="{_CELL - 2}" fill="{colour}"/>'
+    number = _text(x + (_CELL - 2) / 2, y + _CELL / 2 + 3.5, f"{value:.2f}", anchor="middle", fill=ink)
+    return f"{square}\n{number}"
 
 
 def _frame(x: float, y: float, edge: float = _CELL - 2) -> str:

@@ -1,6 +1,18 @@
-"""Training of undefended and adversarially trained models, as a generator of events."""
+"""Training of undefended and defended models, as a generator of events."""
 
-from cease_core.training.config import AdversarialTraining, TrainingConfig, load_config
-from cease_core.training.trainer import EpochDone, Event, Finished, train
+from cease_core.training.config import DataSource, TrainingConfig, load_config
+from cease_core.training.events import CheckpointSaved, EpochDone, Event, Finished, StepDone, TasksChosen
+from cease_core.training.trainer import train
 
-__all__ = ["AdversarialTraining", "EpochDone", "Event", "Finished", "TrainingConfig", "load_config", "train"]
+__all__ = [
+    "CheckpointSaved",
+    "DataSource",
+    "EpochDone",
+    "Event",
+    "Finished",
+    "StepDone",
+    "TasksChosen",
+    "TrainingConfig",
+    "load_config",
+    "train",
+]

@@ -1,0 +1,253 @@
+"""A defence at work: views are made, the model looks at all of them at once, terms are added up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cease_core.attacks.losses import LOSSES, one_hot
+from cease_core.attacks.losses.pixelwise import right, surprise
+from cease_core.attacks.problem import Problem
+from cease_core.attacks.vafa import VAFA
+from cease_core.defences import inner
+from cease_core.defences.config import AuxiliaryTerm, ContrastiveTerm, Defence, View
+from cease_core.defences.inner import Ascended
+from cease_core.defences.tap import Tap
+from cease_core.defences.terms import TASK, TermModule, build_term
+from cease_core.defences.terms.consistency import divergence
+from cease_core.defences.terms.contrastive import Contrastive
+from cease_core.defences.views import Batch, Context, Look, augmented
+from cease_core.errors import CeaseError
+from cease_core.models.architectures import Features
+from cease_core.models.segmenter import SegmentationModel
+from cease_core.tasks import TASKS
+from cease_core.tasks.base import Setting
+
+
+@dataclass(frozen=True, eq=False)
+class Cost:
+    """What a batch costs: its parts by name, the weight of each, and the learnt log variance of each group."""
+
+    parts: dict[str, Tensor]
+    weights: dict[str, float]
+    doubts: Tensor | None = None
+
+    @property
+    def groups(self) -> list[Tensor]:
+        """Weighted sums: that of all that is no auxiliary task, then each task."""
+        main = [name for name in self.parts if not name.startswith(TASK)]
+        tasks = [[name] for name in self.parts if name.startswith(TASK)]
+        return [torch.stack([self.weights[n] * self.parts[n] for n in names]).sum() for names in (main, *tasks)]
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised."""
+        if self.doubts is None:
+            return torch.stack(self.groups).sum()
+        # Kendall et al. 2018, arXiv 1705.07115: L / σ² + log σ, with s = log σ² learnt.
+        return ((-self.doubts).exp() * torch.stack(self.groups) + self.doubts / 2).sum()
+
+
+class Objective(nn.Module):
+    """The model under training together with everything that is dropped after it.
+
+    Parameters
+    ----------
+    defence
+        What to minimise; its auxiliary tasks must be chosen.
+    model
+        At the working resolution.
+    shape
+        Spatial shape of the training images.
+
+    Raises
+    ------
+    CeaseError
+        If auxiliary tasks are not chosen yet, or not defined for the model's dimensions.
+    """
+
+    free: Tensor
+
+    def __init__(self, defence: Defence, model: SegmentationModel, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.defence, self.model = defence, model
+        card = model.card
+        self.setting = Setting(card.ndim, card.channels, len(card.classes), card.mode)
+        if defence.auxiliary is not None:
+            _check_tasks(defence.auxiliary, card.ndim)
+        dense = any(isinstance(t, ContrastiveTerm) and t.dense > 0 for t in defence.active)
+        self._tap = Tap(model, shape) if dense else None
+        dense_width = self._tap.width if self._tap is not None else 0
+        self.terms = nn.ModuleList(
+            build_term(t, model.backbone.widths, dense_width, self.setting) for t in defence.active
+        )
+        count = 1 + (len(defence.auxiliary.tasks) if defence.auxiliary is not None else 0)
+        self.doubts = nn.Parameter(torch.zeros(count)) if defence.balance == "uncertainty" else None
+        # The perturbation of Free adversarial training lives on from batch to batch.
+        self.register_buffer("free", torch.zeros(0))
+        # Each process has cases of its own: its perturbation is not to be overwritten by the first one's.
+        nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ["free"])
+
+    @property
+    def gradients(self) -> int:
+        """Gradient computations an image and step: passes through the encoder that are gone through backwards.
+
+        Those of the inner attack, one for each view, and one for each task and view that shows the encoder another
+        image. What is asked without a gradient does not count: the clean answer that an inner attack flees from
+        (``consistency``, ``contrastive``, ``joint``), the first and last look of ``frequency``, a teacher's answer.
+        """
+        views = len(self.defence.views)
+        steps = 0
+        if self.defence.attacks and self.defence.inner.ascent != "free":
+            steps = self.defence.inner.steps
+        auxiliary = self.defence.auxiliary
+        seen = 0 if auxiliary is None else len(self.defence.read_by(auxiliary) & frozenset(self.defence.views))
+        return steps + views + sum(term.passes(seen) for term in self._modules_of())
+
+    def epsilon(self, progress: float) -> float:
+        """Radius of the inner attack when a share ``progress`` of the training is done."""
+        ramp = self.defence.inner.ramp
+        return self.defence.inner.epsilon * (1.0 if ramp == 0 else min(1.0, progress / ramp))
+
+    def attacked(self, batch: Batch, progress: float) -> Tensor:
+        """The adversarial view (N, C, *spatial), crafted with batch norms in evaluation mode."""
+        config, epsilon = self.defence.inner, self.epsilon(progress)
+        if config.ascent == "free":
+            if self.free.shape != batch.images.shape:
+                self.free = torch.zeros_like(batch.images)
+            self.free = self.free.clamp(-epsilon, epsilon)
+            return _inside(batch.images, self.free).requires_grad_()
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            if config.ascent == "frequency":
+                attack = VAFA(epsilon=epsilon, steps=config.steps, loss=config.loss)
+                with torch.no_grad():
+                    problem = Problem.pose(self.model, batch.images, batch.labels, config.loss)
+                    return attack.run(problem).adversarial
+            return inner.craft(batch.images, self._ascended(batch), config, epsilon, batch.seeds)
+        finally:
+            self.model.train(was_training)
+
+    def forward(self, batch: Batch, adversarial: Tensor | None, progress: float) -> Cost:
+        """What a batch costs, given its adversarial view where the defence reads one."""
+        seen = {view: self._view(view, batch, adversarial) for view in self.defence.views}
+        # One pass for all views: they share batch statistics, and a GPU is busier.
+        stacked = torch.cat(list(seen.values()))
+        features = self.model.encode(stacked)
+        logits, dense = self._decoded(features, tuple(batch.images.shape[2:]))
+        looks: dict[View, Look] = {}
+        for i, (view, images) in enumerate(seen.items()):
+            part = slice(i * len(batch), (i + 1) * len(batch))
+            looks[view] = Look(
+                images, [f[part] for f in features], logits[part], None if dense is None else dense[part]
+            )
+        context = Context(
+            batch=batch,
+            target=one_hot(batch.labels, self.model.mode, self.model.card.outputs),
+            looks=looks,
+            model=self.model,
+            setting=self.setting,
+            progress=progress,
+            gather=gathered,
+        )
+        parts: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
+        for term, module in zip(self.defence.active, self._modules_of(), strict=True):
+            values = module(context)
+            parts |= values
+            weights |= dict.fromkeys(values, term.weight / len(values))
+        return Cost(parts, weights, self.doubts)
+
+    def climb(self, adversarial: Tensor, progress: float) -> None:
+        """The step of Free adversarial training: along the gradient that the training step left on its input."""
+        assert adversarial.grad is not None
+        epsilon = self.epsilon(progress)
+        step = self.defence.inner.step_size or epsilon
+        self.free = (self.free + step * adversarial.grad.sign()).clamp(-epsilon, epsilon)
+
+    def _decoded(self, features: Features, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        if self._tap is None:
+            return self.model.decode(features, shape), None
+        with self._tap.open(self.model) as caught:
+            logits = self.model.decode(features, shape)
+        return logits, caught[-1]
+
+    def _view(self, view: View, batch: Batch, adversarial: Tensor | None) -> Tensor:
+        if view == "clean":
+            return batch.images
+        if view == "augmented":
+            return augmented(batch.images, batch.seeds)
+        assert adversarial is not None
+        return adversarial
+
+    def _ascended(self, batch: Batch) -> Ascended:
+        config, model = self.defence.inner, self.model
+        shape = tuple(batch.images.shape[2:])
+        target = one_hot(batch.labels, model.mode, model.card.outputs)
+        loss = LOSSES[config.loss]
+        if config.ascent == "consistency":
+            with torch.no_grad():
+                clean = model(batch.images)
+            return lambda x, _: divergence(clean, model(x), model.mode).flatten(1).mean(dim=1)
+        if config.ascent == "segpgd":
+            return lambda x, step: _segpgd(model(x), target, model.mode, step / config.steps)
+        if config.ascent == "seg":
+            return lambda x, _: loss(model(x), target, model.mode)
+        projector = next(m for m in self._modules_of() if isinstance(m, Contrastive))
+        with torch.no_grad():
+            there = projector.project(model.encode(batch.images))
+        alone = config.ascent == "contrastive"
+
+        def ascended(images: Tensor, step: int) -> Tensor:
+            features = model.encode(images)
+            away = 1 - (projector.project(features) * there).sum(dim=1)
+            return away if alone else away + loss(model.decode(features, shape), target, model.mode)
+
+        return ascended
+
+    def _modules_of(self) -> list[TermModule]:
+        return [m for m in self.terms if isinstance(m, TermModule)]
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """Rows of all processes, in the order of their ranks; gradients flow to the own ones, times their number.
+
+    Each process knows the derivative by its own rows alone, and what is averaged afterwards is to be the sum.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return rows
+    world = dist.get_world_size()
+    everyone = [torch.zeros_like(rows) for _ in range(world)]
+    dist.all_gather(everyone, rows.detach().contiguous())
+    if rows.requires_grad:
+        own = rows.view_as(rows)
+        own.register_hook(lambda gradient: gradient * world)
+        everyone[dist.get_rank()] = own
+    return torch.cat(everyone)
+
+
+def _segpgd(logits: Tensor, target: Tensor, mode: Any, progress: float) -> Tensor:
+    """Cross-entropy, right pixels weighing 1 − λ and wrong ones λ (Gu et al. 2022, arXiv 2207.12391).
+
+    λ = t / 2T after t of T steps; ``progress`` is t / T.
+    """
+    weight = torch.where(right(logits, target, mode), 1 - progress / 2, progress / 2)
+    return (weight * surprise(logits, target, mode)).flatten(1).mean(dim=1)
+
+
+def _inside(images: Tensor, delta: Tensor) -> Tensor:
+    low, high = inner.limits(images)
+    return images + delta.clamp((low - images).clamp_max(0), (high - images).clamp_min(0))
+
+
+def _check_tasks(term: AuxiliaryTerm, ndim: int) -> None:
+    if not term.tasks:
+        raise CeaseError("the auxiliary tasks are not chosen yet; run the selection first, or name them.")
+    odd = [name for name in term.tasks if ndim not in TASKS[name].dims]
+    if odd:
+        raise CeaseError(f"the task {odd[0]} is not defined in {ndim}-D; choose another.")
