@@ -195,7 +195,7 @@ def test_the_table_has_every_task_by_rising_c_in(six: Relevance) -> None:
     ]
     assert {line.count("|") for line in lines[:9]} == {10}
     assert lines[5] == (
-        "| **weak** | 0.200 | 0.200 | 0.200 | 0.100 | 0.500 | image "
+        "| **weak** | 0.200 | 0.200 | 0.200 | 0.050 | 0.100 | 0.500 | image "
         "| kept: c_in = 0.200, the weakest relation that is left |"
     )
     assert text.endswith(
