@@ -9,7 +9,8 @@ side by side. ``page`` writes ``docs/study.md`` from the rows.
 
 For each data set and seed an undefended model is trained first. Every preset, ``none`` among them, goes on from it
 for the same budget of gradient computations, the selection of tasks included. Test cases are put aside by a hash of
-the patient's name before anything else; no training, selection, tuning or checkpoint choice reads them. Images are
+the file's name before anything else (a file is a patient's volume, or a picture of a patient that is not named); no
+training, selection, tuning or checkpoint choice reads them. Images are
 attacked at the model's working resolution, where a perturbation of ε per pixel is one of ε per pixel of the
 original, too.
 """
@@ -39,7 +40,7 @@ from cease_core.attacks.features import MixedAttack
 from cease_core.attacks.problem import Problem
 from cease_core.data import Case, find_cases
 from cease_core.data.splits import Split, split
-from cease_core.defences import PRESETS
+from cease_core.defences import PRESETS, Objective
 from cease_core.defences.smoothing import certify
 from cease_core.evaluation import asr_drop, curve_area, d_censored
 from cease_core.evaluation.protocol import eligible
@@ -47,12 +48,14 @@ from cease_core.models import SegmentationModel, load_model, prepare
 from cease_core.models.card import PALETTE
 from cease_core.training import TasksChosen, TrainingConfig, train
 from cease_core.training.batches import load_samples
+from cease_core.training.build import build_model, epochs_of
 from cease_core.training.choice import worth_validating
 
 ROWS, CASES = RESULTS / "study.csv", RESULTS / "study_cases.jsonl"
 TUNING, TUNING_CASES = RESULTS / "study_tuning.csv", RESULTS / "study_tuning_cases.jsonl"
 MODELS = ROOT / "runs" / "study"
 DONE = "done"
+VALIDATIONS = 6
 PAGE = ROOT / "docs" / "study.md"
 TRIED = """## What was tried on validation cases
 
@@ -69,22 +72,7 @@ COLUMNS = (
     "d_censored", "auc", "certified", "cases", "eligible", "gradients", "seconds", "epochs", "tasks", "cpu", "commit",
 )  # fmt: skip
 
-CORE = (
-    "none",
-    "at",
-    "cease",
-    "contrastive_at",
-    "multitask_at",
-    "trades",
-    "segpgd_at",
-    "augment",
-    "contrastive",
-    "multitask",
-)
-"""In the order in which they are run: what the claim rests on first."""
-
-
-# Alike for every preset: an inner attack of three steps, and a contrastive term that a CPU can afford.
+# Alike for every arm: an inner attack of three steps, and a contrastive term that a CPU can afford.
 STUDY = {"inner.steps": 3, "contrastive.anchors": 32, "contrastive.keys": 1024}
 
 
@@ -192,6 +180,15 @@ class Arm:
         return {"preset": self.preset, **fixed, **self.changes}
 
 
+CORE = (
+    *(Arm(name, name) for name in ("none", "at", "cease", "contrastive_at", "multitask_at")),
+    # What the augmented view alone does for adversarial training.
+    Arm("augment_at", "contrastive_at", {"contrastive.weight": 0}),
+    *(Arm(name, name) for name in ("trades", "segpgd_at", "augment", "contrastive", "multitask")),
+)
+"""In the order in which they are run: what the claim rests on first."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One model to train and attack."""
@@ -242,8 +239,7 @@ def fit(job: Job, sides: Split) -> None:
         with alone(job.start.folder):
             fit(job.start, sides)
     config = job.config()
-    every = max(1, _epochs(config, sides) // 6)
-    config = config.model_copy(update={"validate_every": every})
+    config = config.model_copy(update={"validate_every": max(1, _epochs(config, sides) // VALIDATIONS)})
     for event in train(config, sides.training, sides.validation, job.folder, resume=True):
         if isinstance(event, TasksChosen):
             print(event.report, flush=True)
@@ -251,9 +247,10 @@ def fit(job: Job, sides: Split) -> None:
 
 
 def _epochs(config: TrainingConfig, sides: Split) -> int:
-    """About how many epochs the budget allows, for so many validations."""
-    images = sum(len(side) for side in (sides.training,)) * (8 if config.ndim == 2 and config.channels == 1 else 1)
-    return max(1, (config.budget or 0) // (6 * images))
+    """How many the budget allows, about: the choice of tasks is not counted."""
+    defence = config.defence if config.defence.auxiliary is None else config.defence.with_tasks(("sobel", "edges"))
+    cost = Objective(defence, build_model(config), config.patch).gradients
+    return epochs_of(config, cost, len(load_samples(sides.training, config)), 0)
 
 
 def attack(job: Job, cases: Sequence[Case]) -> tuple[list[str], np.ndarray, dict[str, np.ndarray], float]:
@@ -407,7 +404,7 @@ def write_page() -> None:
 
 
 def parse_arm(text: str) -> Arm:
-    """``name:preset:key=value,key=value`` with values in YAML."""
+    """``name:preset:key=value;key=value`` with values in YAML."""
     name, chosen, *rest = text.split(":", 2)
     pairs = (pair.split("=", 1) for pair in rest[0].split(";") if pair) if rest else ()
     return Arm(name, chosen, {key: yaml.safe_load(value) for key, value in pairs})
@@ -427,7 +424,7 @@ def main() -> None:
         return
     if chosen.data is None:
         parser.error("--data is missing: the folder of the data sets")
-    arms = [Arm(name, name) for name in CORE] if chosen.what == "run" else [parse_arm(a) for a in chosen.arm]
+    arms = list(CORE) if chosen.what == "run" else [parse_arm(a) for a in chosen.arm]
     only = {key: values.split(",") for key, _, values in (o.partition("=") for o in chosen.only)}
     work(jobs(only, arms), chosen.data, chosen.minutes, tuning=chosen.what == "tune")
 

@@ -73,43 +73,19 @@ def list_attacks(as_json: bool) -> None:
     print(f"Targets (--target): {', '.join(TARGETS)}, or a file with the mask")
 
 
-PRESET_NOTES: dict[str, tuple[str, str]] = {
-    "none": ("Undefended.", ""),
-    "augment": ("Photometric augmentation alone.", ""),
-    "at": ("Adversarial training on clean and attacked images.", "Madry et al. 2018, arXiv 1706.06083"),
-    "trades": ("Clean loss, and alike predictions for the attacked image.", "Zhang et al. 2019, arXiv 1901.08573"),
-    "mart": ("Weighs pixels that are wrong without an attack.", "Wang et al. 2020, ICLR"),
-    "fast_at": ("One step from a random start.", "Wong et al. 2020, arXiv 2001.03994"),
-    "free_at": ("The attack reuses the training's own gradients.", "Shafahi et al. 2019, arXiv 1904.12843"),
-    "segpgd_at": ("Adversarial training by SegPGD.", "Gu et al. 2022, arXiv 2207.12391"),
-    "ddc_at": ("A branch of its own for pixels that the attack turns.", "Xu et al. 2021, arXiv 2003.06555"),
-    "vaft": ("Attacked in the frequency domain, alike spectra.", "Hanif et al. 2023, arXiv 2307.07269"),
-    "distillation": ("A teacher's soft answers; set distillation.teacher.", "Papernot et al. 2016, arXiv 1511.04508"),
-    "contrastive": ("Alike features for clean and augmented views.", "after Khosla et al. 2020, arXiv 2004.11362"),
-    "contrastive_at": ("The same, with the attacked view.", "after Kim et al. 2020, arXiv 2006.07589"),
-    "multitask": ("Weakly relevant auxiliary tasks, no attack.", "after Mao et al. 2020, arXiv 2007.07236"),
-    "multitask_at": ("The same, with adversarial training.", "after Mao et al. 2020, arXiv 2007.07236"),
-    "cease": (
-        "Contrastive, multitask and adversarial training together.",
-        "Shukla & Gupta 2026, doi 10.1016/j.neunet.2025.108182",
-    ),
-}
-"""What each preset does, and the paper it comes from."""
-
-
 def list_presets(as_json: bool) -> None:
     """Print every preset that `cease train` knows, with its terms and what it costs."""
-    from cease_core.defences import PRESETS
+    from cease_core.defences.presets import NOTES, PRESETS
 
     rows: list[dict[str, Any]] = [
         {
             "name": name,
-            "does": PRESET_NOTES[name][0],
-            "terms": [{"term": _title(term), "weight": term.weight} for term in defence.terms],
+            "does": NOTES[name].does,
+            "terms": [{"term": _title(term), "weight": term.weight} for term in defence.active],
             "inner": _inner(defence) if defence.attacks else None,
             "gradients": _gradients(defence),
             "replays": defence.replays,
-            "source": PRESET_NOTES[name][1],
+            "source": NOTES[name].source,
         }
         for name, defence in PRESETS.items()
     ]

@@ -16,7 +16,7 @@ from cease_core.cli.progress import make_progress
 from cease_core.data import Case, Dataset, Split, describe, folds, read_split, split, survey
 from cease_core.data.survey import Facts, Unreadable
 from cease_core.defences import PRESETS
-from cease_core.errors import CeaseError
+from cease_core.errors import CeaseError, first_fault
 from cease_core.models.architectures import ARCHITECTURES
 from cease_core.models.checkpoint import load_card
 from cease_core.models.library import find_model
@@ -333,9 +333,7 @@ def _source(data: Raw) -> DataSource:
     try:
         return DataSource.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(("data", *(str(p) for p in first["loc"])))
-        raise CeaseError(f"these options: {where}: {first['msg']}; correct that entry.") from error
+        raise CeaseError(f"these options: data.{first_fault(error, 'all')}; correct that entry.") from error
 
 
 def _check_known(option: str, name: str | None, known: Mapping[str, Any], where: str) -> None:

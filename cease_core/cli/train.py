@@ -216,7 +216,8 @@ def _report(finished: Finished, recipe: Recipe) -> str:
     told = f"Dice {clean:.3f}"
     if attacked:
         told += f", {robust:.3f} under PGD-10 at {config.defence.inner.epsilon * 255:.3g}/255"
-    lines = [f"The model is in {out}: {told} on {len(recipe.sides.validation)} validation cases."]
+    count = len(recipe.sides.validation)
+    lines = [f"The model is in {out}: {told} on {count} validation {'case' if count == 1 else 'cases'}."]
     lines.append(f"Chosen: epoch {card.training['best_epoch']}, {_reason(card, config, attacked)}.")
     if finished.stopped_early:
         lines.append(f"Stopped early: {config.patience} validations in a row brought no better model.")

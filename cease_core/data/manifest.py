@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cease_core.errors import CeaseError
+from cease_core.errors import CeaseError, first_fault
 
 MANIFEST = "dataset.json"
 
@@ -60,9 +60,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(read_json(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise CeaseError(f"{path}: {where}: {first['msg']}; correct that entry.") from error
+        raise CeaseError(f"{path}: {first_fault(error, 'the whole file')}; correct that entry.") from error
 
 
 def read_json(path: Path) -> Any:

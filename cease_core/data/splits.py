@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cease_core.data.cases import Case
 from cease_core.data.manifest import read_json
-from cease_core.errors import CeaseError
+from cease_core.errors import CeaseError, first_fault
 from cease_core.io.files import write_atomically
 
 
@@ -190,9 +190,7 @@ def read_split(path: str | Path, cases: Iterable[Case]) -> Split:
     try:
         content = _SplitFile.model_validate(read_json(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise CeaseError(f"{path}: {where}: {first['msg']}; correct that entry.") from error
+        raise CeaseError(f"{path}: {first_fault(error, 'the whole file')}; correct that entry.") from error
     known = {case.name: case for case in cases}
     sides = {"training": content.training, "validation": content.validation, "test": content.test}
     missing = sorted({name for names in sides.values() for name in names} - known.keys())

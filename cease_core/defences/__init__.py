@@ -12,24 +12,46 @@ from cease_core.defences.config import (
     MartTerm,
     SegmentationTerm,
 )
+from cease_core.defences.ensemble import Ensemble
+from cease_core.defences.input_transforms import (
+    JPEG,
+    BitDepth,
+    Median,
+    Noise,
+    TotalVariation,
+    Transform,
+    Transformed,
+)
 from cease_core.defences.objective import Cost, Objective
 from cease_core.defences.presets import PRESETS, preset
+from cease_core.defences.smoothing import Certificate, Smoothed, certify
 from cease_core.defences.views import Batch
 
 __all__ = [
+    "JPEG",
     "PRESETS",
     "AuxiliaryTerm",
     "Batch",
+    "BitDepth",
+    "Certificate",
     "ConsistencyTerm",
     "ContrastiveTerm",
     "Cost",
     "Defence",
     "DistillationTerm",
     "DivideTerm",
+    "Ensemble",
     "FrequencyTerm",
     "InnerAttack",
     "MartTerm",
+    "Median",
+    "Noise",
     "Objective",
     "SegmentationTerm",
+    "Smoothed",
+    "TotalVariation",
+    "Transform",
+    "Transformed",
+    "certify",
     "preset",
 ]

@@ -168,7 +168,9 @@ class Objective(nn.Module):
         assert adversarial.grad is not None
         epsilon = self.epsilon(progress)
         step = self.defence.inner.step_size or epsilon
-        self.free = (self.free + step * adversarial.grad.sign()).clamp(-epsilon, epsilon)
+        # In fp16 the scaler leaves a step out whose gradients are not finite; so does the perturbation.
+        along = adversarial.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).sign()
+        self.free = (self.free + step * along).clamp(-epsilon, epsilon)
 
     def _decoded(self, features: Features, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         if self._tap is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from cease_core.defences.config import (
     AuxiliaryTerm,
@@ -19,7 +21,7 @@ from cease_core.defences.config import (
     Term,
     View,
 )
-from cease_core.errors import CeaseError
+from cease_core.errors import CeaseError, first_fault
 
 _GAMMA = 0.25
 
@@ -30,7 +32,8 @@ def _seg(clean: float = 0.0, adversarial: float = 0.0, augmented: float = 0.0) -
 
 
 _HALF = _seg(0.5, 0.5)
-_CEASE = (*_seg(0.5, 0.5, _GAMMA), ContrastiveTerm(), AuxiliaryTerm())
+# The consistency is an option: at 6 it is the second term of TRADES.
+_CEASE = (*_seg(0.5, 0.5, _GAMMA), ContrastiveTerm(), AuxiliaryTerm(), ConsistencyTerm(weight=0))
 _ON_CLEAN = AuxiliaryTerm(clean=1, adversarial=0)
 
 PRESETS: dict[str, Defence] = {
@@ -61,6 +64,40 @@ PRESETS: dict[str, Defence] = {
 """Defences by name. Ablations of ``cease``: none, augment, at, contrastive, multitask, contrastive_at, multitask_at."""
 
 
+class Note(NamedTuple):
+    """What a preset does, in a sentence, and the paper that it comes from."""
+
+    does: str
+    source: str = ""
+
+
+NOTES: dict[str, Note] = {
+    "none": Note("Undefended."),
+    "augment": Note("Photometric augmentation alone."),
+    "at": Note("Adversarial training on clean and attacked images.", "Madry et al. 2018, arXiv 1706.06083"),
+    "trades": Note("Clean loss, and alike predictions for the attacked image.", "Zhang et al. 2019, arXiv 1901.08573"),
+    "mart": Note("Weighs pixels that are wrong without an attack.", "Wang et al. 2020, ICLR"),
+    "fast_at": Note("One step from a random start.", "Wong et al. 2020, arXiv 2001.03994"),
+    "free_at": Note("The attack reuses the training's own gradients.", "Shafahi et al. 2019, arXiv 1904.12843"),
+    "segpgd_at": Note("Adversarial training by SegPGD.", "Gu et al. 2022, arXiv 2207.12391"),
+    "ddc_at": Note("A branch of its own for pixels that the attack turns.", "Xu et al. 2021, arXiv 2003.06555"),
+    "vaft": Note("Attacked in the frequency domain, alike spectra.", "Hanif et al. 2023, arXiv 2307.07269"),
+    "distillation": Note(
+        "A teacher's soft answers; set distillation.teacher.",
+        "Papernot et al. 2016, arXiv 1511.04508",
+    ),
+    "contrastive": Note("Alike features for clean and augmented views.", "after Khosla et al. 2020, arXiv 2004.11362"),
+    "contrastive_at": Note("The same, with the attacked view.", "after Kim et al. 2020, arXiv 2006.07589"),
+    "multitask": Note("Weakly relevant auxiliary tasks, no attack.", "after Mao et al. 2020, arXiv 2007.07236"),
+    "multitask_at": Note("The same, with adversarial training.", "after Mao et al. 2020, arXiv 2007.07236"),
+    "cease": Note(
+        "Contrastive, multitask and adversarial training together.",
+        "Shukla & Gupta 2026, doi 10.1016/j.neunet.2025.108182",
+    ),
+}
+"""One for each of `PRESETS`."""
+
+
 def preset(name: str, changes: Mapping[str, Any] | None = None) -> Defence:
     """A preset, some of its values changed.
 
@@ -82,7 +119,8 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> Defence:
     >>> preset("at", {"inner.steps": 3}).inner.steps
     3
     """
-    if name not in PRESETS:
+    # A config file may hold anything.
+    if not isinstance(name, str) or name not in PRESETS:
         raise CeaseError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}.")
     raw = PRESETS[name].model_dump()
     for key, value in (changes or {}).items():
@@ -90,20 +128,14 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> Defence:
         holder = _holder(raw, place, name)
         if last not in holder:
             raise CeaseError(f"{name} has no {key!r}; choose from {', '.join(holder)}.")
+        if key == "inner":
+            # As a whole it would bring back the defaults of all that is not named, the preset's own ascent among them.
+            raise CeaseError(f"{name} does not take inner as a whole; change its entries, such as inner.steps.")
         holder[last] = value
     try:
         return Defence.model_validate(raw)
-    except ValueError as error:
-        raise CeaseError(f"the preset {name} cannot be changed so: {reason(error)}.") from error
-
-
-def reason(error: ValueError) -> str:
-    """The first thing that a validation found wrong, with its place."""
-    errors = getattr(error, "errors", None)
-    if errors is None:
-        return str(error)
-    first = errors()[0]
-    return f"{'.'.join(str(p) for p in first['loc']) or 'defence'}: {first['msg']}"
+    except ValidationError as error:
+        raise CeaseError(f"the preset {name} cannot be changed so: {first_fault(error, 'defence')}.") from error
 
 
 def _holder(raw: dict[str, Any], place: str, name: str) -> dict[str, Any]:

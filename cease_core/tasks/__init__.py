@@ -4,6 +4,7 @@ from cease_core.tasks.base import Head, Setting, Task
 from cease_core.tasks.boundary import Boundary
 from cease_core.tasks.distance_map import DistanceMap
 from cease_core.tasks.edges import Edges
+from cease_core.tasks.gradients import measure
 from cease_core.tasks.heads import DenseHead, GlobalHead
 from cease_core.tasks.histogram import Histogram
 from cease_core.tasks.hog import HOG
@@ -11,6 +12,7 @@ from cease_core.tasks.inpainting import Inpainting
 from cease_core.tasks.jigsaw import Jigsaw
 from cease_core.tasks.low_pass import LowPass
 from cease_core.tasks.reconstruction import Reconstruction
+from cease_core.tasks.relevance import Relevance, Score, Selection, select
 from cease_core.tasks.rotation import Rotation
 from cease_core.tasks.shape import Shape
 from cease_core.tasks.sobel import Sobel
@@ -47,10 +49,15 @@ __all__ = [
     "Jigsaw",
     "LowPass",
     "Reconstruction",
+    "Relevance",
     "Rotation",
+    "Score",
+    "Selection",
     "Setting",
     "Shape",
     "Sobel",
     "Superpixel",
     "Task",
+    "measure",
+    "select",
 ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cease_core.attacks.gradient import PGD
+from cease_core.attacks.on_scan import in_windows
 from cease_core.attacks.problem import Problem
 from cease_core.defences import Defence
 from cease_core.models.checkpoint import load_model, save_model
@@ -148,7 +149,8 @@ def validate(
     clean: list[Tensor] = []
     robust: list[Tensor] = []
     for images, labels in _alike(samples, batch):
-        problem = Problem.pose(model, images.to(device), labels.to(device), "dice_ce")
+        seen = in_windows(model, tuple(images.shape[2:]))
+        problem = Problem.pose(seen, images.to(device), labels.to(device), "dice_ce")
         clean.append(problem.clean().score.cpu())
         if attack is not None:
             robust.append(attack.run(problem).dice.cpu())

@@ -15,7 +15,7 @@ from cease_core.data import splits
 from cease_core.data.cases import Case
 from cease_core.data.splits import Split
 from cease_core.defences import Defence, preset
-from cease_core.errors import CeaseError
+from cease_core.errors import CeaseError, first_fault
 from cease_core.models.card import ClassInfo, Mode, WindowRule
 
 
@@ -218,6 +218,4 @@ def parse_config(raw: dict[str, Any], origin: str) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "config"
-        raise CeaseError(f"{origin}: {where}: {first['msg']}; correct that entry.") from error
+        raise CeaseError(f"{origin}: {first_fault(error, 'config')}; correct that entry.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 
 import pytest
@@ -170,3 +171,14 @@ def test_the_free_perturbation_keeps_within_a_smaller_radius(make_model, make_ba
     objective.free = torch.full_like(batch.images, EPSILON)
     moved = (objective.attacked(batch, 0.05) - batch.images).abs().max().item()
     assert moved <= EPSILON / 4 + 1e-6
+
+
+def test_the_free_perturbation_outlives_a_gradient_that_overflows(make_model, make_batch) -> None:
+    batch = make_batch()
+    objective = Objective(preset("free_at", {"inner.ramp": 0}), make_model(), (16, 16)).train()
+    view = objective.attacked(batch, 1.0)
+    view.grad = torch.ones_like(view)
+    view.grad[0, 0, 0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
+    objective.climb(view, 1.0)
+    assert objective.free[0, 0, 0, :3].tolist() == [0, 0, 0]
+    assert (objective.free.flatten()[3:] == EPSILON).all()

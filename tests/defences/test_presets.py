@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from cease_core.defences import PRESETS, Defence, Objective, SegmentationTerm, preset
 from cease_core.defences.config import AuxiliaryTerm, ContrastiveTerm, InnerAttack
+from cease_core.defences.presets import NOTES
 from cease_core.defences.terms.distillation import Distillation
 from cease_core.errors import CeaseError
 from cease_core.models import save_model
@@ -70,6 +71,7 @@ def test_cease_has_the_weights_of_the_method() -> None:
         ("segmentation", "augmented"): 0.25,
         ("contrastive", None): 0.1,
         ("auxiliary", None): 0.3,
+        ("consistency", None): 0,
     }
     assert cease.inner == InnerAttack(epsilon=8 / 255, steps=7, ascent="seg", ramp=0.2)
     assert cease.inner.size(8 / 255) == pytest.approx(2.5 * 8 / 255 / 7)
@@ -108,7 +110,13 @@ def test_changes_by_dotted_name() -> None:
         ("at", {"segmentation.weight": 1}, r"more than one term 'segmentation'; say segmentation\.clean or "),
         ("at", {"segmentation.augmented.weight": 1}, r"has no term 'segmentation\.augmented'"),
         ("at", {"inner.steps": 0}, r"^the preset at cannot be changed so: inner\.steps: .*\.$"),
-        ("at", {"inner.loss": "hinge"}, r"inner\.loss: .*unknown loss 'hinge'"),
+        (["at"], {}, r"^unknown preset \['at'\]; choose one of none, "),
+        (
+            "trades",
+            {"inner": {"steps": 3}},
+            r"^trades does not take inner as a whole; change its entries",
+        ),
+        ("at", {"inner.loss": "hinge"}, r"changed so: inner\.loss: unknown loss 'hinge'; choose one of "),
         ("at", {"inner.ascent": "joint"}, r"ascends 'joint', but there is no contrastive term"),
         ("at", {"replays": 2}, r"inner\.ascent 'free' together with replays"),
         ("free_at", {"balance": "pcgrad"}, r"no gradient to reuse under pcgrad"),
@@ -120,7 +128,7 @@ def test_changes_by_dotted_name() -> None:
         ("multitask", {"segmentation.weight": 0}, r"auxiliary tasks alone teach no segmentation"),
     ],
 )
-def test_wrong_changes(name: str, changes: dict[str, Any], sentence: str) -> None:
+def test_wrong_changes(name: Any, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(CeaseError, match=sentence) as caught:
         preset(name, changes)
     assert "\n" not in str(caught.value)
@@ -174,3 +182,9 @@ def test_steps_are_never_negative_numbers() -> None:
     for temperature in (0, -1, math.nan):
         with pytest.raises(ValidationError):
             ContrastiveTerm(temperature=temperature)
+
+
+def test_each_preset_has_a_note() -> None:
+    assert [*NOTES] == [*PRESETS]
+    assert all(note.does.endswith(".") for note in NOTES.values())
+    assert [name for name, note in NOTES.items() if not note.source] == ["none", "augment"]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cease_core.attacks.losses import dice_ce, one_hot
+from cease_core.defences import Objective, preset
 from cease_core.defences.config import AuxiliaryTerm, DistillationTerm
 from cease_core.defences.terms.auxiliary import Auxiliary
 from cease_core.defences.terms.consistency import Consistency, divergence
@@ -258,3 +259,20 @@ def test_a_look_in_evaluation_mode_leaves_the_means(two_tasks) -> None:
 
 def _rest(context: Context) -> tuple:
     return context.model, context.setting, context.progress, context.gather
+
+
+def test_images_that_a_task_has_changed_leave_the_running_statistics_alone(make_model, make_batch) -> None:
+    batch, statistics = make_batch(size=16), []
+    for task in ("sobel", "inpainting"):
+        torch.manual_seed(0)
+        model = make_model()
+        defence = preset("multitask", {"auxiliary.tasks": [task]})
+        objective = Objective(defence, model, (16, 16)).train()
+        before = {k: v.clone() for k, v in model.named_buffers()}
+        objective(batch, None, 1.0).total.backward()
+        moved = {k: v for k, v in model.named_buffers() if k.endswith(("running_mean", "running_var"))}
+        assert all(not torch.equal(v, before[k]) for k, v in moved.items())
+        statistics.append(moved)
+    assert statistics[0]
+    for name, value in statistics[0].items():
+        assert torch.equal(value, statistics[1][name]), name

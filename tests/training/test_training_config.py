@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from cease_core.data import Case
 from cease_core.errors import CeaseError
 from cease_core.training import DataSource, load_config
+from cease_core.training.config import parse_config
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,23 @@ def test_configs_that_cannot_be_read(tmp_path: Path, name: str, text: str | None
         (tmp_path / name).write_text(text)
     with pytest.raises(CeaseError, match=sentence):
         load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"budget": 1}, "c: config: give either epochs or a budget of gradient computations; correct that entry."),
+        (
+            {"defence": {"preset": "at", "inner.ascent": "joint"}},
+            "c: defence: the preset at cannot be changed so: defence: the inner attack ascends 'joint', but there is "
+            "no contrastive term; correct that entry.",
+        ),
+    ],
+)
+def test_a_wrong_entry_is_told_in_a_sentence_of_ours(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(CeaseError) as told:
+        parse_config(disc_config().model_dump(mode="json") | changes, "c")
+    assert str(told.value) == sentence
 
 
 def test_a_config_comes_back_from_json(tmp_path: Path) -> None:

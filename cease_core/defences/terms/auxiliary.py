@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -54,7 +57,8 @@ class Auxiliary(TermModule):
         draws = torch.stack(drawn).to(batch.images.device)
         features = look.features
         if task.presents:
-            features = context.model.encode(task.present(look.images, draws))
+            with _unmoved(context.model):
+                features = context.model.encode(task.present(look.images, draws))
         head: Head = self.heads[name]  # type: ignore[assignment]
         prediction = head(features, shape[1:])
         with torch.no_grad():
@@ -71,3 +75,17 @@ class Auxiliary(TermModule):
             return after
         # A model that is looked at before it has learnt has no mean yet.
         return torch.where(self.means[index] > 0, self.means[index], value).clamp_min(1e-6)
+
+
+@contextmanager
+def _unmoved(model: nn.Module) -> Iterator[None]:
+    """Batch norms keep their running statistics: the finished model never sees turned or masked images."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
