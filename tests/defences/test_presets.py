@@ -90,7 +90,7 @@ def test_changes_by_dotted_name() -> None:
         },
     )
     assert (changed.inner.steps, changed.balance) == (3, "pcgrad")
-    assert [t.weight for t in changed.terms] == [0.5, 0.5, 0, 0.2, 0.3]
+    assert [t.weight for t in changed.terms] == [0.5, 0.5, 0, 0.2, 0.3, 0]
     assert changed.auxiliary is not None
     assert changed.auxiliary.tasks == ("sobel",)
     assert preset("none", {"segmentation.loss": "bce"}).terms[0] == SegmentationTerm(loss="bce")
@@ -162,7 +162,7 @@ def test_tasks_are_filled_in_later() -> None:
     assert PRESETS["cease"].with_tasks(TASKS).auxiliary == AuxiliaryTerm(tasks=TASKS)
     none = PRESETS["cease"].with_tasks(())
     assert none.auxiliary is None
-    assert [t.kind for t in none.terms] == ["segmentation"] * 3 + ["contrastive"]
+    assert [t.kind for t in none.active] == ["segmentation"] * 3 + ["contrastive"]
 
 
 def test_tasks_must_be_chosen_and_fit(make_model) -> None:
