@@ -212,7 +212,7 @@ def _group(study: Study, group: Group) -> str:
                 *(_spread(levels[level], "robust_dice") for level in (2, 4, 8, 10)),
                 _percent(_mean(levels[HEADLINE], "asr_drop")),
                 _percent(_mean(rows, "asr_drop")),
-                f"{_mean(rows, 'd_censored'):.1f}",
+                _number(_mean(rows, "d_censored")),
                 _dice(_mean(rows, "auc")),
                 _percent(_mean(rows, "certified")),
                 f"{_mean(rows, 'gradients'):,.0f}".replace(",", " "),
@@ -285,6 +285,10 @@ def _spread(rows: Sequence[Row], column: str) -> str:
 
 def _dice(value: float | str) -> str:
     return f"{float(value):.3f}".replace("0.", ".", 1)
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.1f}"
 
 
 def _percent(value: float | str) -> str:
