@@ -58,7 +58,9 @@ def source(content: Content, script: str) -> str:
     p = content["provenance"]
     threads = f"{p['threads']} of {p['cores']} cores" if p["threads"] != p["cores"] else f"{p['cores']} cores"
     made = f"`python benchmarks/{script}.py`, {p['date']}, commit {p['commit']}"
-    return f"{made}, {p['cpu']}, {threads}, torch {p['torch']}."
+    # Files from before this entry are of models that were adversarially trained and nothing else.
+    defences = sorted(set(p.get("defences", {"": "at"}).values()) - {"none"})
+    return f"{made}, {p['cpu']}, {threads}, torch {p['torch']}; the defended models of then: {', '.join(defences)}."
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:

@@ -16,12 +16,15 @@ from pathlib import Path
 
 import torch
 
+from cease_core.models.checkpoint import load_card
+from cease_core.models.library import SHIPPED
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def provenance() -> dict[str, object]:
-    """Commit, date, processor, cores, threads, accelerator and versions, ready for JSON."""
+    """Commit, date, processor, cores, threads, accelerator, versions and what defends each model, ready for JSON."""
     return {
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
@@ -32,6 +35,7 @@ def provenance() -> dict[str, object]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "defences": {name: load_card(SHIPPED / name).defence for name in sorted(os.listdir(SHIPPED))},
     }
 
 
