@@ -61,6 +61,7 @@ def curve(scene: str) -> str:
         x = LEFT + across * share
         parts.append(f'<text x="{x}" y="{HEIGHT - 26}" text-anchor="middle">{most * share / 1000:.0f}k</text>')
     parts.append(f'<text x="{LEFT + across / 2}" y="{HEIGHT - 8}" text-anchor="middle">gradient computations</text>')
+    parts.append(f'<text x="{LEFT - 36}" y="12">validation Dice</text>')
     for colour, name, column in ((CLEAN, "clean", 1), (ROBUST, "under PGD-10", 2)):
         line = " ".join(place(point[0], point[column]) for point in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
