@@ -184,6 +184,8 @@ CORE = (
     *(Arm(name, name) for name in ("none", "at", "cease", "contrastive_at", "multitask_at")),
     # What the augmented view alone does for adversarial training.
     Arm("augment_at", "contrastive_at", {"contrastive.weight": 0}),
+    # With the weights of the shipped cardiac and polyp models.
+    Arm("cease_adv", "cease", {"segmentation.clean.weight": 0.3, "segmentation.adversarial.weight": 0.7}),
     *(Arm(name, name) for name in ("trades", "segpgd_at", "augment", "contrastive", "multitask")),
 )
 """In the order in which they are run: what the claim rests on first."""

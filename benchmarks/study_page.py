@@ -19,6 +19,7 @@ Row = dict[str, str]
 WORST, HEADLINE, TOP = "worst", 8, 10
 PARTS = (
     ("cease", "at", "all of CEASE"),
+    ("cease_adv", "at", "all of CEASE, more weight on the adversarial view"),
     ("augment_at", "at", "augmented view"),
     ("contrastive_at", "augment_at", "contrastive term, given the augmented view"),
     ("contrastive_at", "at", "contrastive term and augmented view"),
