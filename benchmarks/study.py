@@ -54,6 +54,8 @@ from cease_core.training.choice import worth_validating
 ROWS, CASES = RESULTS / "study.csv", RESULTS / "study_cases.jsonl"
 TUNING, TUNING_CASES = RESULTS / "study_tuning.csv", RESULTS / "study_tuning_cases.jsonl"
 MODELS = ROOT / "runs" / "study"
+# Asked before rows are added to a tracked file, which would make the tree look changed.
+COMMIT = commit()
 DONE = "done"
 VALIDATIONS = 6
 PAGE = ROOT / "docs" / "study.md"
@@ -316,7 +318,7 @@ def rows_of(
                 "epochs": card.training["best_epoch"],
                 "tasks": "+".join(auxiliary["tasks"]) if auxiliary else "",
                 "cpu": provenance()["cpu"],
-                "commit": commit(),
+                "commit": COMMIT,
             }
         )
     return rows
