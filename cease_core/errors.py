@@ -26,4 +26,6 @@ def first_fault(error: ValidationError, whole: str) -> str:
     """
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or whole
+    if first["type"] == "extra_forbidden":
+        return f"{where}: there is no such entry"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"

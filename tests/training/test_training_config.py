@@ -35,6 +35,7 @@ def test_configs_that_cannot_be_read(tmp_path: Path, name: str, text: str | None
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"learning_rat": 1}, "c: learning_rat: there is no such entry; correct that entry."),
         ({"budget": 1}, "c: config: give either epochs or a budget of gradient computations; correct that entry."),
         (
             {"defence": {"preset": "at", "inner.ascent": "joint"}},
