@@ -23,7 +23,7 @@ from PIL import Image
 from cease_core.cli.train import STATE
 from cease_core.data import find_cases, read_split
 from cease_core.defences import PRESETS
-from cease_core.models import load_model
+from cease_core.models import find_model, load_model
 from cease_core.models.checkpoint import load_card
 from cease_core.tasks import TASKS
 from cease_core.training import load_config
@@ -310,8 +310,8 @@ def test_what_is_missing_is_named(cease: Cease, discs: Path, tmp_path: Path) -> 
 def test_recipes_are_configs(recipe: Path) -> None:
     config = load_config(recipe)
     assert config.name == recipe.stem
-    assert config.defence.name == ("at" if recipe.stem.endswith("-defended") else "none")
-    assert sum(term.weight for term in config.defence.terms) == pytest.approx(1)
+    assert config.defence.name == ("cease" if recipe.stem.endswith("-defended") else "none")
+    assert config.defence.name == load_card(find_model(recipe.stem)).defence
 
 
 def test_presets_are_listed(cease: Cease) -> None:
