@@ -400,7 +400,7 @@ def work(todo: Sequence[Job], data: Path, minutes: float, *, tuning: bool) -> No
 
 def write_page() -> None:
     """``docs/study.md`` from the rows there are."""
-    text = page(Study(ROWS, CASES))
+    text = page(Study(ROWS, CASES), planned=len(jobs({}, CORE)))
     if tried := read_rows(TUNING):
         text += f"\n{TRIED}\n\n{tuning(tried)}\n"
     PAGE.write_text(text, encoding="utf-8")

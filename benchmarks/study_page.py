@@ -92,9 +92,9 @@ class Study:
         return paired([a[n] for n in names], [b[n] for n in names])
 
 
-def page(study: Study) -> str:
-    """The whole page as Markdown."""
-    parts = [_opening(study), _headline(study)]
+def page(study: Study, planned: int) -> str:
+    """The whole page as Markdown; ``planned`` is how many models there will be at least."""
+    parts = [_opening(study, planned), _headline(study)]
     parts += [_group(study, group) for group in study.groups]
     parts += [_contributions(study), _targets(study), _attacks(study)]
     return "\n\n".join(parts) + "\n"
@@ -124,14 +124,14 @@ def tuning(rows: Sequence[Row]) -> str:
     return _table(head, lines)
 
 
-def _opening(study: Study) -> str:
+def _opening(study: Study, planned: int) -> str:
     commits = ", ".join(f"`{c}`" for c in dict.fromkeys(r["commit"] for r in study.rows))
     cpus = ", ".join(dict.fromkeys(r["cpu"] for r in study.rows))
     runs = len({(r["dataset"], r["architecture"], r["preset"], r["seed"]) for r in study.rows})
     return f"""# The study
 
-Which defence holds, and which part of CEASE does it. {runs} models, each trained and attacked by
-`python benchmarks/study.py run --data DIR`; the page is written by `python benchmarks/study.py page` from
+Which defence holds, and which part of CEASE does it. **{runs} of at least {planned} models so far**, each trained and
+attacked by `python benchmarks/study.py run --data DIR`; the page is written by `python benchmarks/study.py page` from
 `benchmarks/results/study.csv` and `study_cases.jsonl`. Code: {commits}. Hardware: {cpus}, one thread a run.
 
 **How to read it.** For each data set and seed one undefended model is trained; every preset, `none` among them, goes
