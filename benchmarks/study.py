@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from provenance import RESULTS, ROOT, commit, provenance
 from study_page import Study, page, read_rows, tuning
@@ -47,7 +46,7 @@ from cease_core.evaluation.protocol import eligible
 from cease_core.models import SegmentationModel, load_model, prepare
 from cease_core.models.card import PALETTE
 from cease_core.training import TasksChosen, TrainingConfig, train
-from cease_core.training.batches import load_samples
+from cease_core.training.batches import alike, load_samples, stack
 from cease_core.training.build import build_model, epochs_of
 from cease_core.training.choice import worth_validating
 
@@ -58,6 +57,7 @@ MODELS = ROOT / "runs" / "study"
 COMMIT = commit()
 DONE = "done"
 VALIDATIONS = 6
+AT_ONCE = 16
 PAGE = ROOT / "docs" / "study.md"
 TRIED = """## What was tried on validation cases
 
@@ -252,7 +252,7 @@ def fit(job: Job, sides: Split) -> None:
 
 def _epochs(config: TrainingConfig, sides: Split) -> int:
     """How many the budget allows, about: the choice of tasks is not counted."""
-    defence = config.defence if config.defence.auxiliary is None else config.defence.with_tasks(("sobel", "edges"))
+    defence = config.defence.with_some_tasks(config.ndim)
     cost = Objective(defence, build_model(config), config.patch).gradients
     return epochs_of(config, cost, len(load_samples(sides.training, config)), 0)
 
@@ -267,9 +267,9 @@ def attack(job: Job, cases: Sequence[Case]) -> tuple[list[str], np.ndarray, dict
     clean = np.zeros(len(samples))
     found = {name: np.ones((len(LEVELS), len(samples))) for name in ATTACKS}
     certified = []
-    for indices in _alike([tuple(s.image.shape) for s in samples]):
-        images = torch.stack([samples[i].image for i in indices]).float()
-        labels = torch.stack([samples[i].labels[0] for i in indices]).long()
+    for indices in alike(samples, AT_ONCE):
+        batch = stack([samples[i] for i in indices], ())
+        images, labels = batch.images, batch.labels
         for name, chosen in ATTACKS.items():
             problem = Problem.pose(fast, images, labels, chosen.loss)
             clean[indices] = problem.clean().score.numpy()
@@ -280,13 +280,6 @@ def attack(job: Job, cases: Sequence[Case]) -> tuple[list[str], np.ndarray, dict
         certified += certificate.certified_share(labels[:4]).tolist()
     found[WORST] = np.minimum.reduce(list(found.values()))
     return names, clean, found, float(np.mean(certified))
-
-
-def _alike(shapes: Sequence[tuple[int, ...]], most: int = 16) -> Iterator[list[int]]:
-    """Indices of images of one shape, at most ``most`` at a time."""
-    for shape in dict.fromkeys(shapes):
-        members = [i for i, other in enumerate(shapes) if other == shape]
-        yield from (members[i : i + most] for i in range(0, len(members), most))
 
 
 def rows_of(
@@ -353,10 +346,7 @@ def alone(place: Path, *, wait: bool = True) -> Iterator[bool]:
 
 def done(table: Path) -> set[tuple[str, ...]]:
     """Keys of the runs that have rows."""
-    if not table.is_file():
-        return set()
-    with table.open(encoding="utf-8", newline="") as file:
-        return {(r["dataset"], r["architecture"], r["preset"], r["seed"]) for r in csv.DictReader(file)}
+    return {(r["dataset"], r["architecture"], r["preset"], r["seed"]) for r in read_rows(table)}
 
 
 def jobs(only: dict[str, list[str]], arms: Sequence[Arm]) -> list[Job]:

@@ -46,8 +46,7 @@ class Study:
     """Rows of the table and Dice case by case."""
 
     def __init__(self, rows: Path, cases: Path) -> None:
-        with rows.open(encoding="utf-8", newline="") as file:
-            self.rows = list(csv.DictReader(file))
+        self.rows = read_rows(rows)
         self.cases = [json.loads(line) for line in cases.read_text(encoding="utf-8").splitlines()]
 
     @property

@@ -123,7 +123,7 @@ class Problem:
         goal = None if target is None else _mask(target, images, logits, mode, "target")
         if criterion != "loss" and criterion not in CRITERIA:
             raise CeaseError(f"unknown criterion {criterion!r}; choose one of {', '.join(CRITERIA)} or loss.")
-        low, high = _limits(images, bounds)
+        low, high = limits(images, bounds)
         problem = cls(
             model=model,
             images=images,
@@ -218,7 +218,7 @@ class Problem:
 
     def clip(self, delta: Tensor) -> Tensor:
         """Keep ``images + delta`` within bounds; values already outside them may only stay."""
-        return delta.clamp(min=(self.low - self.images).clamp_max(0), max=(self.high - self.images).clamp_min(0))
+        return within(delta, self.images, self.low, self.high)
 
     @property
     def exact(self) -> Problem:
@@ -322,7 +322,13 @@ def _mask(mask: Tensor, images: Tensor, logits: Tensor, mode: Mode, name: str) -
     return one_hot(mask, mode, logits.shape[1], name).to(images.device)
 
 
-def _limits(images: Tensor, bounds: tuple[float, float] | None) -> tuple[Tensor, Tensor]:
+def within(delta: Tensor, images: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The perturbation cut so that ``images + delta`` keeps to ``low`` and ``high``; see `Problem.clip`."""
+    return delta.clamp(min=(low - images).clamp_max(0), max=(high - images).clamp_min(0))
+
+
+def limits(images: Tensor, bounds: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:
+    """Lowest and highest intensity that each case may have: the bounds, or the window widened to its own range."""
     flat = images.flatten(1)
     shape = (-1, *(1,) * (images.ndim - 1))
     if bounds is None:

@@ -120,11 +120,9 @@ def _gradients(defence: Defence) -> int:
     """Gradient computations an image and step, as counted by the objective itself on a small model."""
     from cease_core.defences import Objective, SegmentationTerm
     from cease_core.models import ClassInfo, ModelCard, SegmentationModel, WindowRule
-    from cease_core.tasks import TASKS
 
     # A teacher's answers cost no gradient, and there is no teacher here.
     terms = tuple(SegmentationTerm() if term.kind == "distillation" else term for term in defence.terms)
-    cheap = tuple(name for name, task in TASKS.items() if not task.presents)
     card = ModelCard(
         name="small",
         title="small",
@@ -136,9 +134,7 @@ def _gradients(defence: Defence) -> int:
         mode="binary",
         window=WindowRule(kind="fixed", low=0, high=1),
     )
-    whole = defence.model_copy(update={"terms": terms})
-    if whole.auxiliary is not None:
-        whole = whole.with_tasks(cheap[: whole.auxiliary.count])
+    whole = defence.model_copy(update={"terms": terms}).with_some_tasks(card.ndim)
     return Objective(whole, SegmentationModel(card), (16, 16)).gradients
 
 

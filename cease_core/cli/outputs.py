@@ -25,7 +25,7 @@ from cease_core.attacks.on_scan import Subject
 from cease_core.errors import CeaseError
 from cease_core.evaluation import dice_per_class, distortion
 from cease_core.io import write_labels, write_scan
-from cease_core.io.files import write_atomically, write_reason
+from cease_core.io.files import write_reason, write_text
 from cease_core.models import ModelCard
 from cease_core.scan import FloatArray, LabelArray, Scan, Window
 
@@ -100,15 +100,6 @@ def write_outcome(outcome: Outcome, folder: Path) -> dict[str, Any]:
         write_labels(_onto_scan(mask, subject), subject.scan, folder / f"{name}{suffix}")
     write_text(folder / "result.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return report
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in one piece; `CeaseError` if that fails."""
-
-    def write(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write_atomically(path, path.suffix, write)
 
 
 def _segment(subject: Subject, image: FloatArray) -> LabelArray:

@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from cease_core.cli.attack import choose_device
-from cease_core.cli.outputs import prepare_folder, write_text
+from cease_core.cli.outputs import prepare_folder
 from cease_core.cli.progress import INTERRUPTED
 from cease_core.cli.recipe import Recipe, RunRequest, as_yaml, find_data, is_main, resolve
 from cease_core.cli.train_progress import TrainingProgress
 from cease_core.data import read_split, write_split
 from cease_core.data.manifest import read_json
-from cease_core.defences import Defence, Objective
+from cease_core.defences import Objective
 from cease_core.errors import CeaseError
+from cease_core.io.files import write_text
 from cease_core.models.card import ModelCard
 from cease_core.tasks import TASKS
 from cease_core.training import CheckpointSaved, Finished, TrainingConfig, load_config, train
@@ -117,7 +118,7 @@ def plan_of(recipe: Recipe) -> str:
     training = {case.name for case in recipe.sides.training}
     facts = [f for f in recipe.surveyed() if f.case.name in training]
     images = sum(f.shape[0] if f.ndim > config.ndim else 1 for f in facts)
-    objective = Objective(_with_some_tasks(config.defence, config.ndim), build_model(config), config.patch)
+    objective = Objective(config.defence.with_some_tasks(config.ndim), build_model(config), config.patch)
     plan = Plan(images, config.batch_size, config.seed)
     seen = plan.size * plan.batches
     epochs = epochs_of(config, objective.gradients, seen)
@@ -137,16 +138,6 @@ def plan_of(recipe: Recipe) -> str:
         rows["auxiliary tasks"] = f"chosen first, which costs extra; {own} would need a pass of its own on each view"
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
-
-
-def _with_some_tasks(defence: Defence, ndim: int) -> Defence:
-    """The defence with as many tasks as it will choose, all of the cheap kind."""
-    term = defence.auxiliary
-    if term is None or term.tasks:
-        return defence
-    fit = [name for name, task in TASKS.items() if ndim in task.dims]
-    cheap = [name for name in fit if not TASKS[name].presents]
-    return defence.with_tasks(tuple(fit if term.rule == "all" else cheap[: term.count]))
 
 
 def _keep(recipe: Recipe, out: Path, resume: bool) -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cease_core.data.cases import Case
 from cease_core.data.manifest import read_json
 from cease_core.errors import CeaseError, first_fault
-from cease_core.io.files import write_atomically
+from cease_core.io.files import write_text
 
 
 @dataclass(frozen=True)
@@ -170,12 +170,7 @@ def write_split(path: str | Path, sides: Split, *, dataset: str = "", pattern: s
     names = {side: tuple(case.name for case in cases) for side, cases in sides.sides.items()}
     content = _SplitFile(dataset=dataset, patients=pattern, **names)
     text = json.dumps(content.model_dump(), indent=1, ensure_ascii=False) + "\n"
-    path = Path(path)
-
-    def write(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write_atomically(path, path.suffix, write)
+    write_text(Path(path), text)
 
 
 def read_split(path: str | Path, cases: Iterable[Case]) -> Split:
@@ -224,10 +219,11 @@ def _check_shares(validation: float, test: float) -> None:
 
 def _order(cases: Iterable[Case]) -> list[str]:
     """All patients by the hash of their names."""
-    return sorted({c.patient for c in cases}, key=_hash)
+    return sorted({c.patient for c in cases}, key=by_hash)
 
 
-def _hash(name: str) -> str:
+def by_hash(name: str) -> str:
+    """What patients are put in order by: it depends on the name alone."""
     return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
 
 

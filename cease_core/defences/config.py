@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -62,12 +63,12 @@ class InnerAttack(_Strict):
         return self.step_size if self.step_size is not None else max(1 / 255, 2.5 * epsilon / self.steps)
 
 
-class _Term(_Strict):
+class _Term(_Strict, ABC):
     weight: float = Field(default=1.0, ge=0)
 
+    @abstractmethod
     def views(self) -> frozenset[View]:
         """Views that the term reads."""
-        raise NotImplementedError
 
 
 class SegmentationTerm(_Term):
@@ -327,6 +328,15 @@ class Defence(_Strict):
             if tasks or not isinstance(t, AuxiliaryTerm)
         )
         return self.model_copy(update={"terms": terms})
+
+    def with_some_tasks(self, ndim: int) -> Defence:
+        """The same defence with as many tasks as it will choose, of those without a pass of their own: for its cost."""
+        term = self.auxiliary
+        if term is None or term.tasks:
+            return self
+        fit = [name for name, task in TASKS.items() if ndim in task.dims]
+        cheap = [name for name in fit if not TASKS[name].presents]
+        return self.with_tasks(tuple(fit if term.rule == "all" else cheap[: term.count]))
 
     @model_validator(mode="after")
     def _consistent(self) -> Defence:

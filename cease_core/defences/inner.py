@@ -8,19 +8,13 @@ import torch
 from torch import Tensor
 
 from cease_core.attacks.norms import project, steepest
+from cease_core.attacks.problem import limits, within
 from cease_core.defences.config import InnerAttack
 from cease_core.defences.views import generators
 from cease_core.errors import CeaseError
 
 Ascended = Callable[[Tensor, int], Tensor]
 """From adversarial images and the number of the step to the value (N,) that is ascended."""
-
-
-def limits(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Lowest and highest intensity of each case, the window included."""
-    shape = (-1, *(1,) * (images.ndim - 1))
-    flat = images.flatten(1)
-    return flat.amin(dim=1).clamp_max(0).view(shape), flat.amax(dim=1).clamp_min(1).view(shape)
 
 
 def start(images: Tensor, epsilon: float, seeds: Sequence[int]) -> Tensor:
@@ -51,8 +45,7 @@ def craft(images: Tensor, ascended: Ascended, inner: InnerAttack, epsilon: float
         If a gradient is not finite.
     """
     low, high = limits(images)
-    lowest, highest = (low - images).clamp_max(0), (high - images).clamp_min(0)
-    delta = start(images, epsilon, seeds).clamp(lowest, highest)
+    delta = within(start(images, epsilon, seeds), images, low, high)
     for step in range(inner.steps):
         adversarial = (images + delta).requires_grad_()
         with torch.enable_grad():
@@ -60,5 +53,5 @@ def craft(images: Tensor, ascended: Ascended, inner: InnerAttack, epsilon: float
         if not torch.isfinite(gradient).all():
             raise CeaseError("the inner attack's gradient is not finite; lower the learning rate.")
         delta = delta + inner.size(epsilon) * steepest(gradient, "linf")
-        delta = project(delta, epsilon, "linf").clamp(lowest, highest)
+        delta = within(project(delta, epsilon, "linf"), images, low, high)
     return images + delta

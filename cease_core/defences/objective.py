@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from cease_core.attacks.losses import LOSSES, one_hot
-from cease_core.attacks.losses.pixelwise import right, surprise
-from cease_core.attacks.problem import Problem
+from cease_core.attacks.losses.pixelwise import surprise
+from cease_core.attacks.problem import Problem, limits, within
 from cease_core.attacks.vafa import VAFA
+from cease_core.attacks.weighted import SegPGD
 from cease_core.defences import inner
 from cease_core.defences.config import AuxiliaryTerm, ContrastiveTerm, Defence, View
 from cease_core.defences.inner import Ascended
@@ -23,6 +23,7 @@ from cease_core.defences.terms.contrastive import Contrastive
 from cease_core.defences.views import Batch, Context, Look, augmented
 from cease_core.errors import CeaseError
 from cease_core.models.architectures import Features
+from cease_core.models.card import Mode
 from cease_core.models.segmenter import SegmentationModel
 from cease_core.tasks import TASKS
 from cease_core.tasks.base import Setting
@@ -76,7 +77,7 @@ class Objective(nn.Module):
         super().__init__()
         self.defence, self.model = defence, model
         card = model.card
-        self.setting = Setting(card.ndim, card.channels, len(card.classes), card.mode)
+        self.setting = Setting.of(card)
         if defence.auxiliary is not None:
             _check_tasks(defence.auxiliary, card.ndim)
         dense = any(isinstance(t, ContrastiveTerm) and t.dense > 0 for t in defence.active)
@@ -120,7 +121,7 @@ class Objective(nn.Module):
             if self.free.shape != batch.images.shape:
                 self.free = torch.zeros_like(batch.images)
             self.free = self.free.clamp(-epsilon, epsilon)
-            return _inside(batch.images, self.free).requires_grad_()
+            return (batch.images + within(self.free, batch.images, *limits(batch.images))).requires_grad_()
         was_training = self.model.training
         self.model.eval()
         try:
@@ -233,18 +234,10 @@ def gathered(rows: Tensor) -> Tensor:
     return torch.cat(everyone)
 
 
-def _segpgd(logits: Tensor, target: Tensor, mode: Any, progress: float) -> Tensor:
-    """Cross-entropy, right pixels weighing 1 − λ and wrong ones λ (Gu et al. 2022, arXiv 2207.12391).
-
-    λ = t / 2T after t of T steps; ``progress`` is t / T.
-    """
-    weight = torch.where(right(logits, target, mode), 1 - progress / 2, progress / 2)
+def _segpgd(logits: Tensor, target: Tensor, mode: Mode, progress: float) -> Tensor:
+    """Cross-entropy with the weights of `SegPGD`; ``progress`` is the share of the steps taken."""
+    weight = SegPGD().weight(logits, target, mode, progress, targeted=False)
     return (weight * surprise(logits, target, mode)).flatten(1).mean(dim=1)
-
-
-def _inside(images: Tensor, delta: Tensor) -> Tensor:
-    low, high = inner.limits(images)
-    return images + delta.clamp((low - images).clamp_max(0), (high - images).clamp_min(0))
 
 
 def _check_tasks(term: AuxiliaryTerm, ndim: int) -> None:

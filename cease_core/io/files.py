@@ -131,6 +131,15 @@ def write_atomically(path: Path, suffix: str, write: Callable[[Path], None]) -> 
             part.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one piece; `CeaseError` if that fails."""
+
+    def write(part: Path) -> None:
+        part.write_text(text, encoding="utf-8")
+
+    write_atomically(path, path.suffix, write)
+
+
 def write_reason(error: Exception) -> str:
     """Why writing failed and what to do, as the second half of a sentence."""
     code = error.errno if isinstance(error, OSError) else None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cease_core.models.architectures import Features
-from cease_core.models.card import Mode
+from cease_core.models.card import Mode, ModelCard
 
 
 class Setting(NamedTuple):
@@ -34,6 +34,11 @@ class Setting(NamedTuple):
     channels: int
     classes: int
     mode: Mode
+
+    @classmethod
+    def of(cls, card: ModelCard) -> Setting:
+        """That of a model."""
+        return cls(card.ndim, card.channels, len(card.classes), card.mode)
 
 
 class Head(nn.Module, ABC):

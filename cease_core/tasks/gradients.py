@@ -104,7 +104,7 @@ def measure(
     """
     _check(model, heads, tasks, images, seeds, batch)
     card, labels = model.card, labels.to(images.device)
-    setting = Setting(card.ndim, card.channels, len(card.classes), card.mode)
+    setting = Setting.of(card)
     noises: dict[str, Task] = {f"{PureNoise.title} {i}": PureNoise(stream=i) for i in range(NOISES)}
     pool = {**tasks, **noises}
     with _as_deployed(model, heads), torch.enable_grad():

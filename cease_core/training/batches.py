@@ -219,6 +219,15 @@ def batches(
         yield stack([augmentation(samples[i], seed) for i, seed in zip(indices, seeds, strict=True)], seeds)
 
 
+def alike(samples: Sequence[Sample], most: int) -> Iterator[list[int]]:
+    """Indices of samples of one shape, at most ``most`` at a time."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for i, sample in enumerate(samples):
+        shapes.setdefault(tuple(sample.image.shape), []).append(i)
+    for members in shapes.values():
+        yield from (members[i : i + most] for i in range(0, len(members), most))
+
+
 def stack(samples: Sequence[Sample], seeds: Sequence[int]) -> Batch:
     """Samples of one shape as a batch."""
     return Batch(

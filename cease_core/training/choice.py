@@ -18,7 +18,7 @@ from cease_core.attacks.problem import Problem
 from cease_core.defences import Defence
 from cease_core.models.checkpoint import load_model, save_model
 from cease_core.models.segmenter import SegmentationModel
-from cease_core.training.batches import Sample
+from cease_core.training.batches import Sample, alike, stack
 
 FOLDER = "candidates"
 STEPS = 10
@@ -148,9 +148,10 @@ def validate(
     attack = PGD(epsilon=defence.inner.epsilon, steps=STEPS) if defence.attacks else None
     clean: list[Tensor] = []
     robust: list[Tensor] = []
-    for images, labels in _alike(samples, batch):
-        seen = in_windows(model, tuple(images.shape[2:]))
-        problem = Problem.pose(seen, images.to(device), labels.to(device), "dice_ce")
+    for indices in alike(samples, batch):
+        part = stack([samples[i] for i in indices], ())
+        seen = in_windows(model, tuple(part.images.shape[2:]))
+        problem = Problem.pose(seen, part.images.to(device), part.labels.to(device), "dice_ce")
         clean.append(problem.clean().score.cpu())
         if attack is not None:
             robust.append(attack.run(problem).dice.cpu())
@@ -163,18 +164,3 @@ def worth_validating(samples: Sequence[Sample], most: int | None) -> list[Sample
     if most is None or len(useful) <= most:
         return useful
     return [useful[i * len(useful) // most] for i in range(most)]
-
-
-def _alike(samples: Sequence[Sample], most: int) -> list[tuple[Tensor, Tensor]]:
-    """Images and masks of one shape together, at most ``most`` at a time."""
-    shapes: dict[tuple[int, ...], list[Sample]] = {}
-    for sample in samples:
-        shapes.setdefault(tuple(sample.image.shape), []).append(sample)
-    return [
-        (
-            torch.stack([s.image for s in group[i : i + most]]).float(),
-            torch.stack([s.labels[0] for s in group[i : i + most]]).long(),
-        )
-        for group in shapes.values()
-        for i in range(0, len(group), most)
-    ]

@@ -6,11 +6,11 @@ import csv
 import io
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 from cease_core.errors import CeaseError
+from cease_core.io.files import write_text
 from cease_core.training.events import EpochDone
 
 CSV, LINES = "history.csv", "history.jsonl"
@@ -66,25 +66,8 @@ class History:
         writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        replace_text(self.out / CSV, table.getvalue())
-        replace_text(self.out / LINES, "".join(json.dumps(row) + "\n" for row in self.rows))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that it is never half there.
-
-    Raises
-    ------
-    CeaseError
-        If the disk does not take it; the older file is still there.
-    """
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise CeaseError(f"cannot write {path}: {error.strerror}; make room or choose another folder.") from error
+        write_text(self.out / CSV, table.getvalue())
+        write_text(self.out / LINES, "".join(json.dumps(row) + "\n" for row in self.rows))
 
 
 def _summary_writer() -> Any:

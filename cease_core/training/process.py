@@ -40,20 +40,12 @@ class Process:
         synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return synced
 
-    def join(self, objective: nn.Module, own: Sequence[str] = ()) -> nn.Module:
-        """The same module, its gradients averaged over all processes.
-
-        Parameters
-        ----------
-        own
-            Names of buffers that differ from process to process; the main process's others are everyone's.
-        """
+    def join(self, objective: nn.Module) -> nn.Module:
+        """The same module, its gradients averaged over all processes."""
         if self.world == 1:
             return objective
-        parallel = nn.parallel.DistributedDataParallel
-        parallel._set_params_and_buffers_to_ignore_for_model(objective, list(own))
         # Not all terms are used in each step: a contrastive one without positives, for one.
-        return parallel(objective, find_unused_parameters=True)
+        return nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
 
     def once(self, make: Callable[[], T]) -> T:
         """What ``make`` returns in the main process, where alone it is called; known to all.
@@ -85,16 +77,8 @@ class Process:
         dist.all_reduce(told)
         return [float(v) for v in told / self.world]
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """Rows of all processes, in the order of their ranks; each has as many."""
-        if self.world == 1:
-            return rows
-        everyone = [torch.empty_like(rows) for _ in range(self.world)]
-        dist.all_gather(everyone, rows.contiguous())
-        return torch.cat(everyone)
-
     def share(self, rows: Tensor) -> Tensor:
-        """Rows of what `gather` returned that are this process's."""
+        """Rows of what `gathered` returned that are this process's."""
         return rows.chunk(self.world)[self.rank] if len(rows) else rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any
 
 import torch
 
+from cease_core.data.splits import by_hash
 from cease_core.defences import AuxiliaryTerm, Defence, Objective, SegmentationTerm
 from cease_core.defences.terms.auxiliary import Auxiliary
 from cease_core.errors import CeaseError
+from cease_core.io.files import write_text
 from cease_core.tasks import TASKS
 from cease_core.tasks.gradients import NOISES, measure
 from cease_core.tasks.relevance import Relevance, Selection, select, table
@@ -20,7 +21,6 @@ from cease_core.tasks.relevance_figure import similarity_figure
 from cease_core.training.batches import Augmentation, Plan, Sample, batches, stack
 from cease_core.training.build import build_model, epochs_of
 from cease_core.training.config import TrainingConfig
-from cease_core.training.history import replace_text
 
 WARM_UP = 0.1
 HELD_OUT = 32
@@ -52,9 +52,9 @@ class Chosen:
     def write(self, folder: Path) -> None:
         """Scores, table and figure into a run's folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / SCORES, self.relevance.model_dump_json(indent=1) + "\n")
-        replace_text(folder / TABLE, self.report)
-        replace_text(folder / FIGURE, similarity_figure(self.relevance, self.selection))
+        write_text(folder / SCORES, self.relevance.model_dump_json(indent=1) + "\n")
+        write_text(folder / TABLE, self.report)
+        write_text(folder / FIGURE, similarity_figure(self.relevance, self.selection))
 
 
 def choose_tasks(
@@ -148,7 +148,7 @@ def _divide(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
     for sample in samples:
         if sample.labels.any():
             useful.setdefault(_patient(sample), []).append(sample)
-    order = sorted(useful, key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest())
+    order = sorted(useful, key=by_hash)
     aside: dict[str, list[Sample]] = {}
     for patient in order[: len(order) // 4]:
         if sum(map(len, aside.values())) < HELD_OUT:

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cease_core.data.cases import Case
 from cease_core.defences import PRESETS, Batch, Cost, Defence, Objective
+from cease_core.defences.objective import gathered
 from cease_core.errors import CeaseError
 from cease_core.models.card import ModelCard
 from cease_core.models.checkpoint import load_card, save_model
@@ -181,7 +182,7 @@ class _Run:
         model = process.fit(build_model(config).to(process.device))
         assert isinstance(model, SegmentationModel)
         self.objective = Objective(defence, model, config.patch).to(process.device)
-        self.joined = process.join(self.objective, own=["free"])
+        self.joined = process.join(self.objective)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.epochs = epochs_of(config, self.objective.gradients, plan.size * plan.batches, spent)
         self.optimiser = torch.optim.AdamW(
@@ -353,7 +354,7 @@ class _Run:
     def state(self) -> dict[str, Any]:
         """All that a run that goes on from here needs; every process must ask for it."""
         objective = self.objective.state_dict()
-        objective["free"] = self.process.gather(self.objective.free)
+        objective["free"] = gathered(self.objective.free)
         return {
             "origin": self.origin,
             "defence": self.defence.model_dump(mode="json"),

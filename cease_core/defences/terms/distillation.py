@@ -34,7 +34,7 @@ class Distillation(TermModule):
         self.term = term
         teacher = load_model(find_model(term.teacher)).requires_grad_(False)
         card = teacher.card
-        if Setting(card.ndim, card.channels, len(card.classes), card.mode) != setting:
+        if Setting.of(card) != setting:
             raise CeaseError(
                 f"the teacher {term.teacher} has other dimensions, channels or classes than the model; choose a "
                 "teacher of the same scene."
