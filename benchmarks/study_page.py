@@ -20,6 +20,8 @@ WORST, HEADLINE, TOP = "worst", 8, 10
 PARTS = (
     ("cease", "at", "all of CEASE"),
     ("cease_adv", "at", "all of CEASE, more weight on the adversarial view"),
+    ("cease_4x", "at_4x", "all of CEASE, four times the budget"),
+    ("cease_adv_4x", "at_4x", "the same, more weight on the adversarial view"),
     ("augment_at", "at", "augmented view"),
     ("contrastive_at", "augment_at", "contrastive term, given the augmented view"),
     ("contrastive_at", "at", "contrastive term and augmented view"),
