@@ -5,6 +5,7 @@ A defence that shapes features, as the contrastive one does, has to be attacked 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -19,10 +20,54 @@ from cease_core.attacks.losses import Loss, ascent
 from cease_core.attacks.problem import Objective, Problem
 from cease_core.errors import CeaseError
 from cease_core.models.architectures import Features
+from cease_core.models.windowed import Windowed
 
 Distance = Literal["l2", "cosine"]
-Term = Callable[[Features, Features], Tensor]
-"""From the features of the adversarial and of the clean images to one value a case (N,), to be ascended."""
+
+
+@dataclass(frozen=True, eq=False)
+class Glance:
+    """What a further term may look at: some of the cases under attack, at one step.
+
+    Parameters
+    ----------
+    cases
+        Which case of the batch as it was posed each one is (N,), in any order, any of them more than once.
+    images
+        Adversarial images (N, C, *spatial).
+    moved, clean
+        The encoder's features of the adversarial and of the clean images, one tensor a level.
+    """
+
+    cases: Tensor
+    images: Tensor
+    moved: Features
+    clean: Features
+
+
+class CaseTerm(ABC):
+    """A further term that knows something of each case, such as what a head should answer.
+
+    Attributes
+    ----------
+    name
+        What records of an attack call it.
+    """
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, glance: Glance, /) -> Tensor:
+        """One value a case (N,), to be ascended."""
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+
+Term = Callable[[Features, Features], Tensor] | CaseTerm
+"""From the features of the adversarial and of the clean images to one value a case (N,), to be ascended; or the same
+from a `Glance`."""
 
 
 @runtime_checkable
@@ -120,7 +165,7 @@ class MixedAttack(FeatureAttack):
         clean ones are no hindrance, so its sign stays.
     terms
         Further functions of the attacked and the clean features, with a value (N,) to be ascended each:
-        the losses of auxiliary heads, for one. Added at weight 1.
+        the losses of auxiliary heads, for one (see `cease_core.defences.joint`). Added at weight 1.
 
     Examples
     --------
@@ -150,10 +195,15 @@ class MixedAttack(FeatureAttack):
 
 def _through_features(problem: Problem, loss: Loss | None, terms: tuple[Term, ...]) -> Objective:
     model = problem.model
+    if isinstance(model, Windowed):
+        raise CeaseError(
+            "this attack needs a model that shows its features on the whole image, and this one sees it in parts; "
+            "attack a slice or a smaller volume, or choose another attack."
+        )
     if not isinstance(model, Encoder):
         raise CeaseError(
-            "this attack needs a model that shows its features, on an image that it sees whole; "
-            "attack a slice or a smaller volume, or choose another attack."
+            f"this attack needs a model that shows its features, which {type(model).__name__} does not; "
+            "attack a single model that nothing is wrapped around, or choose another attack."
         )
     encoder: Encoder = model
     with torch.no_grad():
@@ -164,10 +214,14 @@ def _through_features(problem: Problem, loss: Loss | None, terms: tuple[Term, ..
         moved = encoder.encode(adversarial)
         logits = encoder.decode(moved, tuple(adversarial.shape[2:]))
         index = torch.tensor([row[int(case)] for case in part.cases], device=adversarial.device)
-        there = [f[index] for f in clean]
-        value = torch.stack([term(moved, there) for term in terms]).sum(dim=0)
+        glance = Glance(part.cases, adversarial, moved, [f[index] for f in clean])
+        value = torch.stack([_value(term, glance) for term in terms]).sum(dim=0)
         if loss is not None:
             value = value + loss(logits, part.reference, part.mode)
         return logits, value
 
     return objective
+
+
+def _value(term: Term, glance: Glance) -> Tensor:
+    return term(glance) if isinstance(term, CaseTerm) else term(glance.moved, glance.clean)

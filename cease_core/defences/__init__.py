@@ -22,6 +22,7 @@ from cease_core.defences.input_transforms import (
     Transform,
     Transformed,
 )
+from cease_core.defences.joint import Heads, joint_terms, load_heads, task_losses
 from cease_core.defences.objective import Cost, Objective
 from cease_core.defences.presets import PRESETS, preset
 from cease_core.defences.smoothing import Certificate, Smoothed, certify
@@ -42,6 +43,7 @@ __all__ = [
     "DivideTerm",
     "Ensemble",
     "FrequencyTerm",
+    "Heads",
     "InnerAttack",
     "MartTerm",
     "Median",
@@ -53,5 +55,8 @@ __all__ = [
     "Transform",
     "Transformed",
     "certify",
+    "joint_terms",
+    "load_heads",
     "preset",
+    "task_losses",
 ]

@@ -1,30 +1,45 @@
-"""Checkpoints: one folder with ``model.safetensors`` and ``card.json``, never a pickle."""
+"""Checkpoints: one folder with ``model.safetensors`` and ``card.json``, never a pickle.
+
+A model that was trained with more than its segmentation head may have ``heads.safetensors`` beside them: what was
+dropped after the training, for attacks alone. Nothing that uses the model reads it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from cease_core.errors import CeaseError
 from cease_core.models.card import ModelCard
 from cease_core.models.segmenter import SegmentationModel
 
-WEIGHTS, CARD = "model.safetensors", "card.json"
+WEIGHTS, CARD, HEADS = "model.safetensors", "card.json", "heads.safetensors"
+
+_OWNER = "sha256 of model.safetensors"
 
 
-def save_model(model: SegmentationModel, folder: str | Path, *, half: bool = False) -> Path:
+def save_model(
+    model: SegmentationModel, folder: str | Path, *, half: bool = False, heads: Mapping[str, Tensor] | None = None
+) -> Path:
     """Write a checkpoint, replacing an older one only when the new one is complete.
 
     Parameters
     ----------
     half
-        Store floating-point tensors in 16 bits, for a file of half the size; `load_model` makes them 32 again.
+        Store the model's floating-point tensors in 16 bits, for a file of half the size; `load_model` makes them 32
+        again.
+    heads
+        Weights of the heads that belong to these of the model, for `read_heads`. Without any, those of an older
+        checkpoint go.
 
     Raises
     ------
@@ -36,12 +51,19 @@ def save_model(model: SegmentationModel, folder: str | Path, *, half: bool = Fal
     if half:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     try:
+        weights = save(tensors)
+        files = {WEIGHTS: weights, CARD: (model.card.model_dump_json(indent=1) + "\n").encode()}
+        if heads is not None:
+            kept = {k: v.detach().cpu().contiguous() for k, v in heads.items()}
+            files[HEADS] = save(kept, metadata={_OWNER: hashlib.sha256(weights).hexdigest()})
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            (Path(scratch) / WEIGHTS).write_bytes(save(tensors))
-            (Path(scratch) / CARD).write_text(model.card.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            for name in (WEIGHTS, CARD):
+            for name, content in files.items():
+                (Path(scratch) / name).write_bytes(content)
+            for name in files:
                 os.replace(Path(scratch) / name, folder / name)
+        if heads is None:
+            (folder / HEADS).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:  # a full disk is an OSError for the card, and not for the weights
         reason = error.strerror if isinstance(error, OSError) else error
         raise CeaseError(f"cannot write the model to {folder}: {reason}; choose another folder.") from error
@@ -109,3 +131,32 @@ def load_model(folder: str | Path) -> SegmentationModel:
             )
     model.backbone.load_state_dict({k: tensors[k] for k in expected})
     return model.eval()
+
+
+def read_heads(folder: str | Path) -> dict[str, Tensor] | None:
+    """The weights of the heads that lie beside a model; None if there are none, as in a model trained without any.
+
+    Raises
+    ------
+    CeaseError
+        If the file is damaged, or belongs to other weights than those beside it.
+    """
+    path = Path(folder) / HEADS
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            owner = (file.metadata() or {}).get(_OWNER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CeaseError(f"{path} is damaged ({error}); copy the whole model folder again, or delete it.") from error
+    try:
+        weights = (Path(folder) / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise CeaseError(f"{folder} holds no readable {WEIGHTS}; copy the whole model folder.") from error
+    if owner != hashlib.sha256(weights).hexdigest():
+        raise CeaseError(
+            f"{path} belongs to other weights than the {WEIGHTS} beside it; copy the whole model folder again, or "
+            "delete it."
+        )
+    return tensors

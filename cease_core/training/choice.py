@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from cease_core.attacks.gradient import PGD
 from cease_core.attacks.on_scan import in_windows
 from cease_core.attacks.problem import Problem
 from cease_core.defences import Defence
-from cease_core.models.checkpoint import load_model, save_model
+from cease_core.models.checkpoint import load_model, read_heads, save_model
 from cease_core.models.segmenter import SegmentationModel
 from cease_core.training.batches import Sample, alike, stack
 
@@ -79,13 +79,13 @@ class Candidates:
         self.validations = 0
         self.chosen_at = 0
 
-    def add(self, candidate: Candidate, model: SegmentationModel) -> bool:
-        """Take in a candidate and write its model; whether another model is the best now."""
+    def add(self, candidate: Candidate, model: SegmentationModel, heads: Mapping[str, Tensor] | None = None) -> bool:
+        """Take in a candidate and write its model, and the heads of that moment; whether another is the best now."""
         self.validations += 1
         if any(m.dominates(candidate) for m in self.members):
             return False
         before = self.best if self.members else None
-        save_model(model, self._place(candidate))
+        save_model(model, self._place(candidate), heads=heads)
         self.members = [m for m in self.members if not candidate.dominates(m)] + [candidate]
         if self.best == before:
             return False
@@ -109,6 +109,10 @@ class Candidates:
     def load(self) -> SegmentationModel:
         """The best model."""
         return load_model(self._place(self.best))
+
+    def heads(self) -> dict[str, Tensor] | None:
+        """The best model's heads, if it has any."""
+        return read_heads(self._place(self.best))
 
     def sweep(self) -> None:
         """Remove the folders of those that are no members."""

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cease_core.data.cases import Case
 from cease_core.defences import PRESETS, Batch, Cost, Defence, Objective
+from cease_core.defences.joint import trained_heads
 from cease_core.defences.objective import gathered
 from cease_core.errors import CeaseError
 from cease_core.models.card import ModelCard
@@ -183,7 +184,10 @@ class _Run:
         assert isinstance(model, SegmentationModel)
         self.objective = Objective(defence, model, config.patch).to(process.device)
         self.joined = process.join(self.objective)
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.average = _averaged(model, config.ema)
+        # What reads the features of an averaged encoder has to be averaged along with it.
+        self.heads = trained_heads(self.objective)
+        self.average_heads = None if self.heads is None else _averaged(self.heads, config.ema)
         self.epochs = epochs_of(config, self.objective.gradients, plan.size * plan.batches, spent)
         self.optimiser = torch.optim.AdamW(
             self.objective.parameters(), config.learning_rate, weight_decay=config.weight_decay
@@ -240,6 +244,8 @@ class _Run:
             if self.defence.inner.ascent == "free" and adversarial is not None:
                 self.objective.climb(adversarial, progress)
             self.average.update_parameters(self.objective.model)
+            if self.heads is not None and self.average_heads is not None:
+                self.average_heads.update_parameters(self.heads)
             self.gradients += self.objective.gradients * self.plan.size
         self.batch += 1
         for name, value in figures.items():
@@ -312,7 +318,8 @@ class _Run:
             # On the model itself: buffers that count batches are integers and stay so.
             candidate.half().float()
         clean, robust = self._dice(candidate, self.defence)
-        better = self.candidates.add(Candidate(self.epoch, clean, robust), candidate)
+        heads = None if self.average_heads is None else self.average_heads.module.state_dict()
+        better = self.candidates.add(Candidate(self.epoch, clean, robust), candidate, heads)
         patience = self.config.patience
         stopped = patience is not None and self.candidates.stale >= patience
         # At the end in any case: the card then tells the cost of the whole run.
@@ -332,7 +339,8 @@ class _Run:
             "seconds": round(self.seconds),
         }
         card = self.card.model_copy(update={"metrics": metrics, "training": training})
-        save_model(SegmentationModel(card, self.candidates.load().backbone), self.out, half=self.config.half_weights)
+        model = SegmentationModel(card, self.candidates.load().backbone)
+        save_model(model, self.out, half=self.config.half_weights, heads=self.candidates.heads())
 
     def clean_dice_at_start(self) -> float | None:
         """Clean Dice of the starting model, for a defended model to keep; None without one."""
@@ -362,6 +370,7 @@ class _Run:
             "spent": self.spent,
             "objective": objective,
             "average": self.average.state_dict(),
+            "average_heads": None if self.average_heads is None else self.average_heads.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -382,6 +391,9 @@ class _Run:
         self.objective.load_state_dict(state["objective"] | {"free": free})
         for part in ("average", "optimiser", "schedule", "scaler"):
             getattr(self, part).load_state_dict(state[part])
+        # Older states know of no heads: their average then begins here.
+        if self.average_heads is not None and state.get("average_heads") is not None:
+            self.average_heads.load_state_dict(state["average_heads"])
         self.candidates.restore(state["candidates"])
         self.process.once(self.candidates.sweep)
         self.history.rows = state["history"]
@@ -397,6 +409,10 @@ def _schedule(
     if config.schedule == "constant" or steps <= 10:
         return torch.optim.lr_scheduler.ConstantLR(optimiser, factor=1.0)
     return torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, total_steps=steps, pct_start=0.1)
+
+
+def _averaged(module: nn.Module, decay: float) -> AveragedModel:
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _inner(average: AveragedModel) -> SegmentationModel:

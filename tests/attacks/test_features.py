@@ -8,9 +8,11 @@ from attack_subjects import target
 from torch import Tensor
 
 from cease_core.attacks import PGD, FeatureAttack, MixedAttack, Problem
-from cease_core.attacks.features import feature_distance
+from cease_core.attacks.build import describe
+from cease_core.attacks.features import CaseTerm, Glance, feature_distance
 from cease_core.errors import CeaseError
 from cease_core.models import Mode
+from cease_core.models.windowed import Windowed
 
 
 def test_distance_by_hand() -> None:
@@ -66,6 +68,25 @@ def test_mixed_ascends_the_sum() -> None:
     torch.testing.assert_close(value, expected)
 
 
+def test_a_term_may_know_something_of_each_case() -> None:
+    t = target("binary", 2, cases=3)
+
+    class Named(CaseTerm):
+        name = "number of the case"
+
+        def __call__(self, glance: Glance, /) -> Tensor:
+            assert torch.equal(glance.moved[0], t.net.encode(glance.images)[0])
+            assert torch.equal(glance.clean[0], t.net.encode(t.images)[0][glance.cases])
+            return glance.cases.float()
+
+    attack = MixedAttack(loss="soft_dice", feature_weight=0, terms=(Named(),))
+    problem = Problem.pose(t.net, t.images, t.labels, "soft_dice").part(torch.tensor([2, 0, 2]))
+    delta = torch.zeros_like(problem.images)
+    value = problem.look(delta, attack.ascended(problem)).loss
+    torch.testing.assert_close(value - problem.look(delta).loss, torch.tensor([2.0, 0, 2]))
+    assert describe(attack)["terms"] == ["number of the case"]
+
+
 def test_parts_of_a_batch_find_their_own_clean_features() -> None:
     t = target("binary", 2, cases=3)
     problem = Problem.pose(t.net, t.images, t.labels, "soft_dice")
@@ -85,7 +106,11 @@ def test_a_model_without_features_is_refused() -> None:
         def __call__(self, images: Tensor) -> Tensor:
             return t.net(images)
 
-    with pytest.raises(CeaseError, match="shows its features"):
+    with pytest.raises(CeaseError, match="shows its features, which Closed does not; attack a single model"):
         MixedAttack()(Closed(), t.images, t.labels)
+    volume = target("binary", 3)
+    parts = Windowed(volume.net, (4, 6, 7))
+    with pytest.raises(CeaseError, match=r"shows its features on the whole image, .*; attack a slice or a smaller"):
+        MixedAttack()(parts, volume.images, volume.labels)
     with pytest.raises(CeaseError, match="choose l2 or cosine"):
         FeatureAttack(distance="l1")  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from cease_core.errors import CeaseError
 from cease_core.models import load_model, save_model
 from cease_core.models.card import DataInfo
-from cease_core.models.checkpoint import load_card
+from cease_core.models.checkpoint import load_card, read_heads
 
 IMAGES = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -118,6 +118,56 @@ def test_damage_is_one_sentence(folder: Path, damage: Callable[[Path], object], 
     assert "\n" not in str(said.value)
 
 
+HEADS = {"task.weight": torch.arange(6.0).view(2, 3).T, "task.bias": torch.ones(2)}
+
+
+def test_heads_lie_beside_the_model_they_belong_to(make_model, folder: Path) -> None:
+    assert read_heads(folder) is None
+    save_model(make_model(seed=1), folder, half=True, heads=HEADS)
+    heads = read_heads(folder)
+    assert heads is not None
+    assert {k: v.tolist() for k, v in heads.items()} == {k: v.tolist() for k, v in HEADS.items()}
+    save_model(make_model(seed=1), folder)
+    assert sorted(p.name for p in folder.iterdir()) == ["card.json", "model.safetensors"]
+
+
+def _cut_heads(folder: Path) -> None:
+    heads = folder / "heads.safetensors"
+    heads.write_bytes(heads.read_bytes()[:-4])
+
+
+HEAD_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (_cut_heads, "heads.safetensors is damaged .*; copy the whole model folder again, or delete it"),
+    "text": (lambda f: (f / "heads.safetensors").write_text("Git LFS"), "heads.safetensors is damaged"),
+    "a folder": (
+        lambda f: [(f / "heads.safetensors").unlink(), (f / "heads.safetensors").mkdir()],
+        "heads.safetensors is damaged",
+    ),
+    "of other weights": (
+        lambda f: _tensors(f, lambda t: next(iter(t.values())).add_(1)),
+        "belongs to other weights than the model.safetensors beside it; copy the whole model folder",
+    ),
+    "of nobody": (
+        lambda f: save_file(HEADS | {"task.weight": torch.ones(1)}, f / "heads.safetensors"),
+        "belongs to other weights",
+    ),
+    "alone": (lambda f: (f / "model.safetensors").unlink(), "holds no readable model.safetensors; copy the whole"),
+}
+
+
+@pytest.mark.parametrize(("damage", "sentence"), HEAD_DAMAGE.values(), ids=HEAD_DAMAGE)
+def test_damaged_heads_are_one_sentence_and_no_hindrance_to_the_model(
+    make_model, folder: Path, damage: Callable[[Path], object], sentence: str
+) -> None:
+    save_model(make_model(seed=1), folder, heads=HEADS)
+    damage(folder)
+    with pytest.raises(CeaseError, match=sentence) as said:
+        read_heads(folder)
+    assert "\n" not in str(said.value)
+    if (folder / "model.safetensors").is_file():
+        load_model(folder)
+
+
 def test_a_file_is_no_model(folder: Path) -> None:
     with pytest.raises(CeaseError, match=r"cannot read|holds no card\.json"):
         load_model(folder / "model.safetensors")
@@ -162,7 +212,7 @@ def test_a_full_disk_loses_nothing_of_the_old_model(make_model, folder: Path, co
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
         with pytest.raises(CeaseError, match=r"cannot write the model to .*File too large.*; choose another folder\.$"):
-            save_model(make_model(seed=2), folder)
+            save_model(make_model(seed=2), folder, heads=HEADS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert contents() == before

@@ -73,7 +73,7 @@ def outcome(out: Path) -> dict[str, Any]:
         "lines": lines,
         "table": [[v for i, v in enumerate(row.split(",")) if i != column] for row in table],
         "card": card,
-        "weights": (out / "model.safetensors").read_bytes(),
+        "weights": {p.name: p.read_bytes() for p in out.glob("*.safetensors")},
         "files": sorted(p.name for p in out.iterdir()),
     }
 

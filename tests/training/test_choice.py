@@ -64,6 +64,17 @@ def test_only_what_none_dominates_stays_on_disk(model: SegmentationModel, tmp_pa
     assert not kept.folder.exists()
 
 
+def test_the_best_model_comes_with_the_heads_of_its_own_moment(model: SegmentationModel, tmp_path: Path) -> None:
+    kept = Candidates(tmp_path, None, 0.02)
+    best, worse, other = named((0.9, 0.4), (0.8, 0.3), (0.95, 0.2))
+    for candidate in (best, worse, other):
+        kept.add(candidate, model, {"number": torch.tensor([candidate.epoch])})
+    assert kept.best == other
+    assert kept.heads() == {"number": torch.tensor([3])}
+    assert kept.add(Candidate(4, 0.94, 0.5), model)  # a model without heads
+    assert kept.heads() is None
+
+
 def test_candidates_come_back_from_a_state(model: SegmentationModel, tmp_path: Path) -> None:
     before = Candidates(tmp_path, 0.9, 0.02)
     for candidate in named((0.8, 0.4), (0.9, 0.2)):

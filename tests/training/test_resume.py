@@ -135,6 +135,17 @@ def test_tasks_once_chosen_stay(sides, tmp_path: Path) -> None:
         assert differences(outcome(taken), whole) == []
 
 
+def test_a_state_from_before_heads_were_kept_goes_on(sides, tmp_path: Path) -> None:
+    config = disc_config(defence={"preset": "multitask", "auxiliary.tasks": ("sobel",)})
+    (folder,) = photographs(config, sides, tmp_path / "run", [saved_at(1, 1)])
+    state = torch.load(folder / STATE, weights_only=True)
+    del state["average_heads"]
+    torch.save(state, folder / STATE)
+    go(config, sides, folder, resume=True)
+    places = {place.split("/")[2] for place in differences(outcome(folder), outcome(tmp_path / "run"))}
+    assert places == {"average_heads", "heads.safetensors"}
+
+
 def test_a_killed_process(fresh, disc_folder, sides, tmp_path: Path) -> None:
     config = disc_config(epochs=3)
     arguments = (config, disc_folder, tmp_path / "killed", (2, 2), {}, tmp_path / "told")

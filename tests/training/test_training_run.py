@@ -16,6 +16,7 @@ from discs import disc_config
 from cease_core.defences import PRESETS, Objective
 from cease_core.errors import CeaseError
 from cease_core.models import load_model
+from cease_core.models.checkpoint import load_card, read_heads
 from cease_core.training import CheckpointSaved, EpochDone, Event, Finished, StepDone, TrainingConfig, train
 from cease_core.training.build import build_model, epochs_of
 from cease_core.training.process import this_process
@@ -200,6 +201,22 @@ def test_learnt_weights_of_the_terms_move_and_are_kept(sides, tmp_path: Path) ->
     doubts = torch.load(tmp_path / STATE, weights_only=True)["objective"]["doubts"]
     assert doubts.shape == (2,)
     assert (doubts != 0).all()
+
+
+def test_heads_are_those_of_the_moment_whose_weights_became_the_model(sides, tmp_path: Path) -> None:
+    defence = {"preset": "cease", "inner.steps": 1, "auxiliary.tasks": ("sobel", "jigsaw"), "contrastive.anchors": 16}
+    run = train(disc_config(defence=defence, epochs=4, half_weights=True), *sides, tmp_path, device="cpu")
+    states = [torch.load(e.path, weights_only=True) for e in run if isinstance(e, CheckpointSaved)]
+    best = states[load_card(tmp_path).training["best_epoch"] - 1]["average_heads"]
+    heads = read_heads(tmp_path)
+    assert heads is not None
+    assert {k.split(".")[0] for k in heads} == {"auxiliary", "projector"}
+    for name, tensor in heads.items():
+        assert torch.equal(tensor, best[f"module.{name}"])
+
+
+def test_a_run_without_other_heads_writes_none(plain) -> None:
+    assert sorted(p.name for p in plain[1].glob("*.safetensors")) == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 11])
