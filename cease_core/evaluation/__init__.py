@@ -1,17 +1,66 @@
 """Figures that say how much a perturbation changed, in the mask and in the image, and how robust a model is."""
 
-from cease_core.evaluation.metrics import Distortion, dice_per_class, distortion, mean_dice
-from cease_core.evaluation.protocol import Paired, asr_drop, curve_area, d_censored, interval, paired
+from cease_core.evaluation.calibration import Calibration, Reliability, calibration, reliability
+from cease_core.evaluation.lesions import Lesions, Strata, found, lesions, strata
+from cease_core.evaluation.metrics import (
+    Distortion,
+    MaskScores,
+    Surface,
+    dice_per_class,
+    distortion,
+    flipped,
+    iou_per_class,
+    scores,
+    surface_per_class,
+)
+from cease_core.evaluation.protocol import (
+    Paired,
+    asr_drop,
+    asr_medis,
+    asr_pixel,
+    case_areas,
+    curve_area,
+    curve_interval,
+    d_censored,
+    d_success,
+    eligible,
+    independent,
+    interval,
+    paired,
+    smallest_epsilon,
+)
 
 __all__ = [
+    "Calibration",
     "Distortion",
+    "Lesions",
+    "MaskScores",
     "Paired",
+    "Reliability",
+    "Strata",
+    "Surface",
     "asr_drop",
+    "asr_medis",
+    "asr_pixel",
+    "calibration",
+    "case_areas",
     "curve_area",
+    "curve_interval",
     "d_censored",
+    "d_success",
     "dice_per_class",
     "distortion",
+    "eligible",
+    "flipped",
+    "found",
+    "independent",
     "interval",
-    "mean_dice",
+    "iou_per_class",
+    "lesions",
     "paired",
+    "reliability",
+    "scores",
+    "smallest_epsilon",
+    "strata",
+    "surface_per_class",
 ]

@@ -1,7 +1,10 @@
 """How robust a model is, in figures: success rates, distortions, curves, and whether a difference is one.
 
-All take Dice per case, an array (cases,) for clean images and (levels, cases) under attack, where each level is
-the worst over all attacks at that ε.
+Most take Dice per case, an array (cases,) for clean images and (levels, cases) under attack, where each level is the
+worst over all attacks up to that ε. A case that is NaN anywhere could not be measured and counts nowhere.
+
+Cases of one patient are no independent evidence. Where ``patients`` are given, what is drawn and tested are patients:
+the mean over each patient's cases takes their place.
 """
 
 from __future__ import annotations
@@ -13,15 +16,24 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import wilcoxon
 
 ELIGIBLE = 0.5
+MEDIS_THRESHOLD = 0.5
+
+FloatArray = NDArray[np.float64]
 
 
-def _arrays(clean: ArrayLike, attacked: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return np.asarray(clean, dtype=float), np.asarray(attacked, dtype=float)
+def _floats(values: ArrayLike) -> FloatArray:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _mean(values: FloatArray) -> float:
+    """Mean of what was measured; NaN if nothing was."""
+    measured = values[~np.isnan(values)]
+    return float(measured.mean()) if measured.size else float("nan")
 
 
 def eligible(clean: ArrayLike) -> NDArray[np.bool_]:
     """Cases that count for success rates: those with a clean Dice of at least ½."""
-    return np.asarray(np.asarray(clean, dtype=float) >= ELIGIBLE)
+    return np.asarray(_floats(clean) >= ELIGIBLE)
 
 
 def asr_drop(clean: ArrayLike, attacked: ArrayLike) -> float:
@@ -37,9 +49,68 @@ def asr_drop(clean: ArrayLike, attacked: ArrayLike) -> float:
     float
         In [0, 1]; NaN without an eligible case.
     """
-    before, after = _arrays(clean, attacked)
-    counts = eligible(before)
-    return float(np.mean(after[counts] <= before[counts] / 2)) if counts.any() else float("nan")
+    before, after = _floats(clean), _floats(attacked)
+    fallen = np.where(np.isnan(after), np.nan, after <= before / 2)
+    return _mean(fallen[eligible(before)])
+
+
+def asr_medis(mean_iou: ArrayLike) -> float:
+    """Attack success rate of MedIS (doi 10.1007/s11042-023-15575-8): share of all cases whose mean IoU is at most ½.
+
+    It counts a case that the clean image loses, and forgives a badly damaged small structure, since the background's
+    IoU counts as much as the structure's.
+
+    Parameters
+    ----------
+    mean_iou
+        Over the background and the classes (cases,), at one ε; see `MaskScores`.
+
+    Returns
+    -------
+    float
+        In [0, 1]; NaN without a case.
+    """
+    values = _floats(mean_iou)
+    return _mean(np.where(np.isnan(values), np.nan, values <= MEDIS_THRESHOLD))
+
+
+def asr_pixel(flipped: ArrayLike) -> float:
+    """Attack success rate by pixels: mean over the cases of the share of right pixels that were turned.
+
+    Parameters
+    ----------
+    flipped
+        Shares (cases,), at one ε; see `cease_core.evaluation.metrics.flipped`.
+
+    Returns
+    -------
+    float
+        In [0, 1]; NaN without a case.
+    """
+    return _mean(_floats(flipped))
+
+
+def smallest_epsilon(clean: ArrayLike, attacked: ArrayLike, epsilons: ArrayLike) -> FloatArray:
+    """Find the smallest ε at which each case falls to half its clean Dice or lower.
+
+    Parameters
+    ----------
+    clean
+        Dice (cases,).
+    attacked
+        Dice (levels, cases).
+    epsilons
+        Of the levels, rising.
+
+    Returns
+    -------
+    FloatArray
+        One for each case (cases,); infinite where none succeeds, NaN where a case is not eligible.
+    """
+    before, after, levels = _floats(clean), _floats(attacked), _floats(epsilons)
+    fallen = after <= before / 2
+    first = np.where(fallen.any(axis=0), levels[fallen.argmax(axis=0)], np.inf)
+    return np.where(eligible(before) & ~np.isnan(after).any(axis=0), first, np.nan)
 
 
 def d_censored(clean: ArrayLike, attacked: ArrayLike, epsilons: ArrayLike) -> float:
@@ -59,14 +130,52 @@ def d_censored(clean: ArrayLike, attacked: ArrayLike, epsilons: ArrayLike) -> fl
     float
         In the unit of ``epsilons``; NaN without an eligible case.
     """
-    before, after = _arrays(clean, attacked)
-    levels = np.asarray(epsilons, dtype=float)
-    counts = eligible(before)
-    if not counts.any():
-        return float("nan")
-    fallen = after[:, counts] <= before[counts] / 2
-    first = np.where(fallen.any(axis=0), levels[fallen.argmax(axis=0)], levels[-1])
-    return float(first.mean())
+    return _mean(np.minimum(smallest_epsilon(clean, attacked, epsilons), _floats(epsilons)[-1]))
+
+
+def d_success(clean: ArrayLike, attacked: ArrayLike, epsilons: ArrayLike) -> float:
+    """Mean over the successes alone of the smallest ε that succeeds (see `asr_drop`).
+
+    What resists does not count, so a more robust model may have the lower figure; `d_censored` has no such fault.
+
+    Parameters
+    ----------
+    clean
+        Dice (cases,).
+    attacked
+        Dice (levels, cases).
+    epsilons
+        Of the levels, rising.
+
+    Returns
+    -------
+    float
+        In the unit of ``epsilons``; NaN where nothing succeeds.
+    """
+    smallest = smallest_epsilon(clean, attacked, epsilons)
+    return _mean(smallest[np.isfinite(smallest)])
+
+
+def case_areas(clean: ArrayLike, attacked: ArrayLike, epsilons: ArrayLike) -> FloatArray:
+    """Area under each case's Dice over ε from 0 to the largest, over that range; in [0, 1].
+
+    Parameters
+    ----------
+    clean
+        Dice (cases,).
+    attacked
+        Dice (levels, cases).
+    epsilons
+        Of the levels, rising and above 0.
+
+    Returns
+    -------
+    FloatArray
+        One for each case (cases,).
+    """
+    levels = np.concatenate([[0.0], _floats(epsilons)])
+    heights = np.concatenate([_floats(clean)[None], _floats(attacked)])
+    return np.asarray(np.trapezoid(heights, levels, axis=0) / levels[-1])
 
 
 def curve_area(clean: ArrayLike, attacked: ArrayLike, epsilons: ArrayLike) -> float:
@@ -81,10 +190,7 @@ def curve_area(clean: ArrayLike, attacked: ArrayLike, epsilons: ArrayLike) -> fl
     epsilons
         Of the levels, rising and above 0.
     """
-    before, after = _arrays(clean, attacked)
-    levels = np.concatenate([[0.0], np.asarray(epsilons, dtype=float)])
-    heights = np.concatenate([[before.mean()], after.mean(axis=1)])
-    return float(np.trapezoid(heights, levels) / levels[-1])
+    return _mean(case_areas(clean, attacked, epsilons))
 
 
 @dataclass(frozen=True)
@@ -96,11 +202,11 @@ class Paired:
     mean
         Of first minus second.
     low, high
-        95 % interval of the mean, by bootstrap over cases.
+        95 % interval of the mean, by bootstrap over cases or patients.
     p
         Two-sided, Wilcoxon's signed-rank test; 1 where all differences are 0.
     cases
-        How many pairs.
+        How many pairs: of cases, or of patients where these are given.
     """
 
     mean: float
@@ -110,22 +216,78 @@ class Paired:
     cases: int
 
 
-def interval(values: ArrayLike, *, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean of ``values`` (cases,), by percentile bootstrap."""
-    data = np.asarray(values, dtype=float)
+def independent(values: ArrayLike, patients: ArrayLike | None = None) -> FloatArray:
+    """Reduce cases to independent values: those measured, or the mean of each patient's.
+
+    Parameters
+    ----------
+    values
+        One for each case (cases,).
+    patients
+        Whose case each is (cases,); none if every case is of another.
+
+    Returns
+    -------
+    FloatArray
+        In the order of the cases, or of the patients' names; who has no measured case is left out.
+    """
+    data = _floats(values)
+    measured = ~np.isnan(data)
+    if patients is None:
+        return data[measured]
+    _, whose = np.unique(np.asarray(patients)[measured], return_inverse=True)
+    return np.asarray(np.bincount(whose, data[measured]) / np.bincount(whose))
+
+
+def interval(
+    values: ArrayLike, *, patients: ArrayLike | None = None, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the mean of ``values`` (cases,), by percentile bootstrap over cases or ``patients`` (cases,).
+
+    NaN without a value.
+    """
+    data = independent(values, patients)
+    if not data.size:
+        return float("nan"), float("nan")
     picks = np.random.default_rng(seed).integers(0, len(data), (draws, len(data)))
     low, high = np.percentile(data[picks].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
-def paired(first: ArrayLike, second: ArrayLike) -> Paired:
+def curve_interval(
+    values: ArrayLike, *, patients: ArrayLike | None = None, draws: int = 10_000, seed: int = 0
+) -> tuple[FloatArray, FloatArray]:
+    """95 % band of a curve: the `interval` of each level, from the same draws.
+
+    Parameters
+    ----------
+    values
+        Such as Dice (levels, cases).
+    patients
+        Whose case each is (cases,).
+
+    Returns
+    -------
+    tuple
+        Lower and upper edge, each (levels,).
+    """
+    edges = [interval(level, patients=patients, draws=draws, seed=seed) for level in _floats(values)]
+    low, high = np.array(edges, dtype=np.float64).reshape(-1, 2).T
+    return low, high
+
+
+def paired(first: ArrayLike, second: ArrayLike, patients: ArrayLike | None = None) -> Paired:
     """Compare two models case by case.
 
     Parameters
     ----------
     first, second
-        One value a case (cases,), in the same order; independent cases, such as patients.
+        One value a case (cases,), in the same order.
+    patients
+        Whose case each is (cases,); none if every case is of another.
     """
-    difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    difference = independent(_floats(first) - _floats(second), patients)
+    if not difference.size:
+        return Paired(mean=float("nan"), low=float("nan"), high=float("nan"), p=float("nan"), cases=0)
     p = 1.0 if not difference.any() else float(wilcoxon(difference).pvalue)
     return Paired(float(difference.mean()), *interval(difference), p, len(difference))
