@@ -18,7 +18,8 @@ from cease_core.attacks.losses import Loss
 from cease_core.attacks.problem import Problem
 from cease_core.attacks.targets import Target
 from cease_core.errors import CeaseError
-from cease_core.models.segmenter import SegmentationModel, Segmenter, predict_labels
+from cease_core.models.card import ModelCard
+from cease_core.models.segmenter import ScanModel, Segmenter, predict_labels
 from cease_core.models.windowed import Windowed
 from cease_core.scan import FloatArray, LabelArray, Scan, Window
 
@@ -94,7 +95,7 @@ class Subject:
 
 
 def pose_on_scan(
-    model: SegmentationModel,
+    model: ScanModel,
     scan: Scan,
     labels: LabelArray | None = None,
     *,
@@ -130,9 +131,9 @@ def pose_on_scan(
     """
     model.check(scan)
     if labels is not None:
-        check_classes(labels, model, scan)
+        check_classes(labels, model.card, scan)
     if target is not None and not callable(target):
-        check_classes(target, model, scan, "target")
+        check_classes(target, model.card, scan, "target")
     window = model.card.window.resolve(scan)
     place = _place(model, scan, extent, index)
     part = (scan.image[(slice(None), *place)] - np.float32(window.low)) / np.float32(window.width)
@@ -165,7 +166,7 @@ def pose_on_scan(
     )
 
 
-def in_windows(model: SegmentationModel, shape: tuple[int, ...]) -> Segmenter:
+def in_windows(model: ScanModel, shape: tuple[int, ...]) -> Segmenter:
     """The model for an image or volume of ``shape``: as it is, slice by slice, or window by window."""
     if len(shape) > model.card.ndim:
         return Windowed(model, (1, shape[1], shape[2]), overlap=0, batch=SLICES_AT_ONCE, planar=True)
@@ -187,13 +188,12 @@ def _cut_region(region: NDArray[np.generic], scan: Scan, place: tuple[slice | in
     return torch.from_numpy(cut)[None, None]
 
 
-def check_classes(labels: LabelArray, model: SegmentationModel, scan: Scan, name: str = "labels") -> None:
+def check_classes(labels: LabelArray, card: ModelCard, scan: Scan, name: str = "labels") -> None:
     """Raise a `CeaseError` if a mask does not fit the scan or holds classes that the model does not know."""
     if labels.shape != scan.shape:
         raise CeaseError(
             f"the {name} have shape {labels.shape}, but {scan.name} has {scan.shape}; choose the {name} of this scan."
         )
-    card = model.card
     unknown = sorted(set(np.unique(labels).tolist()) - {0, *(c.id for c in card.classes)})
     if unknown:
         known = ", ".join(f"{c.id} {c.name}" for c in card.classes)
@@ -204,7 +204,7 @@ def check_classes(labels: LabelArray, model: SegmentationModel, scan: Scan, name
         )
 
 
-def _place(model: SegmentationModel, scan: Scan, extent: Extent, index: int) -> tuple[slice | int, ...]:
+def _place(model: ScanModel, scan: Scan, extent: Extent, index: int) -> tuple[slice | int, ...]:
     whole = tuple(slice(0, s) for s in scan.shape)
     if scan.ndim == 2 or extent == "volume":
         return whole

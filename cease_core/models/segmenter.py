@@ -23,6 +23,15 @@ class Segmenter(Protocol):
     def __call__(self, images: Tensor, /) -> Tensor: ...
 
 
+@runtime_checkable
+class ScanModel(Segmenter, Protocol):
+    """A `Segmenter` that says what it is made for, and whether a scan is that."""
+
+    card: ModelCard
+
+    def check(self, scan: Scan, /) -> None: ...
+
+
 class SegmentationModel(nn.Module):
     """A backbone with its card: padding, working resolution and normalisation are inside.
 
@@ -84,20 +93,30 @@ class SegmentationModel(nn.Module):
 
     def check(self, scan: Scan) -> None:
         """Raise a `CeaseError` that says why ``scan`` does not fit this model, if it does not."""
-        card = self.card
-        if scan.channels != card.channels:
-            raise CeaseError(
-                f"{card.title} expects {_count(card.channels, 'channel')}, but {scan.name} has "
-                f"{scan.channels}; choose a model made for such images."
-            )
-        if scan.ndim < card.ndim:
-            raise CeaseError(f"{card.title} segments volumes, but {scan.name} is a single image; choose a 2-D model.")
-        small = [s for s in scan.shape[-card.ndim :] if s < self.minimum]
-        if small:
-            raise CeaseError(
-                f"{scan.name} has shape {scan.shape}, but {card.title} needs at least {self.minimum} voxels "
-                "along each axis; choose a larger scan or a shallower model."
-            )
+        check_scan(scan, self.card, self.minimum)
+
+
+def check_scan(scan: Scan, card: ModelCard, minimum: int = 1) -> None:
+    """Raise a `CeaseError` that says why a scan is not what a card's model is made for, if it is not.
+
+    Parameters
+    ----------
+    minimum
+        Smallest edge that the model can see.
+    """
+    if scan.channels != card.channels:
+        raise CeaseError(
+            f"{card.title} expects {_count(card.channels, 'channel')}, but {scan.name} has "
+            f"{scan.channels}; choose a model made for such images."
+        )
+    if scan.ndim < card.ndim:
+        raise CeaseError(f"{card.title} segments volumes, but {scan.name} is a single image; choose a 2-D model.")
+    small = [s for s in scan.shape[-card.ndim :] if s < minimum]
+    if small:
+        raise CeaseError(
+            f"{scan.name} has shape {scan.shape}, but {card.title} needs at least {minimum} voxels "
+            "along each axis; choose a larger scan or a shallower model."
+        )
 
 
 def _count(n: int, noun: str) -> str:
