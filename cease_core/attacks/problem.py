@@ -14,7 +14,7 @@ from cease_core.attacks.losses import Loss, ascent, one_hot
 from cease_core.errors import CeaseError
 from cease_core.models.card import Mode
 from cease_core.models.memory import BatchSize, in_batches
-from cease_core.models.segmenter import Segmenter
+from cease_core.models.segmenter import NO_GRADIENT, Segmenter
 
 
 class Answer(NamedTuple):
@@ -193,11 +193,11 @@ class Problem:
             adversarial = (problem.images + delta[part]).requires_grad_()
             with torch.enable_grad():
                 logits, loss = ascended(problem, adversarial)
-                if not loss.requires_grad:
-                    raise CeaseError(
-                        "no gradient reaches the image through this model; use one without a hard decision inside."
-                    )
-                (grad,) = torch.autograd.grad(loss.sum(), adversarial)
+                grad = None
+                if loss.requires_grad:
+                    (grad,) = torch.autograd.grad(loss.sum(), adversarial, allow_unused=True)
+                if grad is None:
+                    raise CeaseError(NO_GRADIENT)
             logits, loss = logits.detach(), loss.detach()
             return grad, logits, loss, problem.score(logits, loss)
 

@@ -13,6 +13,9 @@ from cease_core.models.architectures import Backbone, Features, build
 from cease_core.models.card import Mode, ModelCard
 from cease_core.scan import Scan
 
+NO_GRADIENT = "no gradient reaches the image through this model; use one without a hard decision inside."
+"""What is said of a model that cannot be attacked with gradients."""
+
 
 @runtime_checkable
 class Segmenter(Protocol):

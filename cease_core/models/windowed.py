@@ -15,9 +15,10 @@ import torch
 from monai.data.utils import dense_patch_slices
 from torch import Tensor
 
+from cease_core.errors import CeaseError
 from cease_core.models.card import Mode
 from cease_core.models.memory import BatchSize, in_batches
-from cease_core.models.segmenter import Segmenter
+from cease_core.models.segmenter import NO_GRADIENT, Segmenter
 
 Slices = tuple[slice, ...]
 
@@ -164,7 +165,11 @@ class _Blend(torch.autograd.Function):
             weighed = windowed.cut(upstream[0], some)
             for job, values in zip(some, weighed, strict=True):
                 job.weigh(values)
-            (found,) = torch.autograd.grad(logits, patches, weighed)
+            found = None
+            if logits.requires_grad:
+                (found,) = torch.autograd.grad(logits, patches, weighed, allow_unused=True)
+            if found is None:
+                raise CeaseError(NO_GRADIENT)
             for job, values in zip(some, found, strict=True):
                 gradient[job.at] += values
 

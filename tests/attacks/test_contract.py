@@ -431,6 +431,8 @@ def _nan(images: torch.Tensor) -> torch.Tensor:
         (_nan, {}, "not finite on the clean image"),
         (lambda x: x[:, :1, ::2], {}, "answers on the image's grid"),
         (lambda x: (x[:, :1] > 0.5).float(), {}, "no gradient reaches the image"),
+        # Something has a gradient, but not the image.
+        (lambda x: x[:, :1].detach() * torch.ones(1, requires_grad=True), {}, "no gradient reaches the image"),
         (lambda x: x[:, :1], {"region": torch.ones(5, 5)}, "draw it on this scan"),
         (lambda x: x[:, :1], {"region": torch.zeros(16, 14)}, "the region is empty"),
         (lambda x: x[:, :1], {"bounds": (1.0, 0.0)}, "reversed"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cease_core.errors import CeaseError
 from cease_core.models import SegmentationModel, Segmenter, Windowed, prepare
 
 
@@ -120,6 +121,20 @@ def test_no_window_is_kept_for_the_backward_pass(make_model) -> None:
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         Windowed(model, (6, 6, 6))(images)
     assert kept == [images.numel()]
+
+
+@pytest.mark.parametrize("weight", [1.0, torch.ones(1, requires_grad=True)], ids=["frozen", "trainable"])
+def test_a_model_that_cuts_the_gradient_is_said_to(weight: float | Tensor) -> None:
+    class Cut:
+        mode = "binary"
+
+        def __call__(self, images: Tensor) -> Tensor:
+            return images[:, :1].detach() * weight
+
+    images = torch.rand(1, 1, 8, 8, 8, requires_grad=True)
+    whole = Windowed(Cut(), (4, 4, 4))(images)
+    with pytest.raises(CeaseError, match="no gradient reaches the image"):
+        torch.autograd.grad(whole.sum(), images)
 
 
 def test_a_2d_model_sees_one_slice() -> None:

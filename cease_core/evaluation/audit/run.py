@@ -146,7 +146,7 @@ def audit(
     Yields
     ------
     AuditEvent
-        `Planned`, a `JobDone` for each job, `AuditFinished`.
+        `Planned`, a `JobDone` for each job, `AuditFinished`; nothing if it is stopped while cases are still read.
 
     Raises
     ------
@@ -195,7 +195,9 @@ def _run(
     victims = victims_of(models)
     others = tuple(Victim.of(s) for s in sources)
     chosen = choose(cases, victims, settings, keep_seen=keep_seen)
-    units, table, unusable = _units(chosen.cases, victims[0], settings)
+    units, table, unusable = _units(chosen.cases, victims[0], settings, stopped)
+    if stopped():
+        return
     plans = {v.name: _trials(v, (*victims, *others), settings, device) for v in victims}
     facts = _facts(settings, victims, others, plans, table, chosen.seen, unusable, device)
     _keep_plan(folder, facts, table)
@@ -229,12 +231,14 @@ def _run(
 
 
 def _units(
-    cases: Sequence[Case], victim: Victim, settings: Settings
+    cases: Sequence[Case], victim: Victim, settings: Settings, stopped: Callable[[], bool]
 ) -> tuple[list[Unit], list[dict[str, Any]], dict[str, str]]:
     units: list[Unit] = []
     table: list[dict[str, Any]] = []
     unusable: dict[str, str] = {}
     for case in cases:
+        if stopped():
+            return [], [], {}
         try:
             for unit, facts in units_of(case, victim, settings):
                 units.append(unit)
@@ -299,6 +303,7 @@ def _facts(
         "class_names": [c.model_dump(mode="json") for c in card.classes],
         "cases": [row["case"] for row in table],
         "data": hashlib.sha256("".join(sorted({row["sha256"] for row in table})).encode()).hexdigest(),
+        "device": device.partition(":")[0],
         "seen": list(seen),
         "unusable": unusable,
         "made": {
@@ -331,6 +336,7 @@ _SAME = {
     "sources": "sources of transfers",
     "cases": "cases",
     "data": "files of the cases",
+    "device": "devices",
 }
 
 

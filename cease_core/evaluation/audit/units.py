@@ -18,6 +18,7 @@ from cease_core.evaluation.audit.plan import Settings
 from cease_core.evaluation.audit.victims import Victim, file_hash
 from cease_core.evaluation.audit.work import Unit
 from cease_core.evaluation.lesions import lesions
+from cease_core.models.segmenter import check_scan
 from cease_core.scan import LabelArray, Scan
 
 
@@ -74,7 +75,7 @@ def units_of(case: Case, victim: Victim, settings: Settings) -> Iterator[tuple[U
     """
     scan, labels = load_case(case)
     model = victim.card
-    # Labels alone decide here; whether the scan fits the model is each model's own matter.
+    check_scan(scan, model)
     check_classes(labels, model, scan)
     digest = case_hash(case)
     for index in _slices(scan, labels, model.ndim, settings.slices):
