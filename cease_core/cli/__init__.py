@@ -327,6 +327,81 @@ def relevance(
     raise typer.Exit(run_relevance(request, out, rule=rule, count=count, warm_up=warm_up))
 
 
+@app.command()
+def audit(
+    models: Annotated[
+        list[str], typer.Argument(help="Models with the same classes: names (see `cease models`) or folders.")
+    ],
+    data: Annotated[Path, typer.Option(help="Data set with labels (see `cease data`).")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for table and report; one that holds a part of it is gone on with.")
+    ],
+    tier: Annotated[
+        str, typer.Option(help="quick (a minute or two), standard (an ensemble of losses, too), full (all cases).")
+    ] = "quick",
+    split: Annotated[
+        Path | None, typer.Option(help="Split as `cease data --out` writes it; its test side is audited.")
+    ] = None,
+    side: Annotated[str, typer.Option(help="Side of the split: training, validation or test.")] = "test",
+    patients: _Patients = None,
+    cases: Annotated[
+        int | None, typer.Option(help="At most so many cases; 0 for all.", show_default="the tier's", min=0)
+    ] = None,
+    epsilons: Annotated[
+        str | None, typer.Option(help="Of the curve, such as 2/255,4/255,8/255.", show_default="the tier's")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="A further model that transfers are made on; those under audit are, for each other."),
+    ] = None,
+    keep_seen: Annotated[
+        bool, typer.Option("--keep-seen", help="Also audit on cases that a model was trained on.")
+    ] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting: steps=40, restarts=5, queries=2000, …")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Dask scheduler, such as tcp://host:8786, whose workers see the same files."),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes on this machine.", min=1)] = 1,
+    device: _Device = "auto",
+    seed: Annotated[int | None, typer.Option(help="Of everything random.", show_default="0")] = None,
+) -> None:
+    """Find out how robust models are and whether the figures can be trusted; the same command goes on after a stop."""
+    from cease_core.cli.audit import AuditRequest, run_audit
+
+    code = run_audit(
+        AuditRequest(
+            models=tuple(models),
+            data=data,
+            out=out,
+            tier=tier,
+            split=split,
+            side=side,
+            patients=patients,
+            cases=cases,
+            epsilons=epsilons,
+            sources=tuple(source or ()),
+            keep_seen=keep_seen,
+            changes=tuple(changes or ()),
+            scheduler=scheduler,
+            workers=workers,
+            device=device,
+            seed=seed,
+        )
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of an audit, finished or not.")]) -> None:
+    """Write the report of an audit again from its table."""
+    from cease_core.cli.audit import finish
+
+    finish(folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
