@@ -251,12 +251,13 @@ def _gradient_reaches(found: _Found) -> Check:
     )
 
 
-def _probed(found: _Found, column: str, *, most: float = np.inf, least: float = -np.inf) -> tuple[Status, float, str]:
+def _probed(
+    probes: pd.DataFrame, column: str, *, most: float = np.inf, least: float = -np.inf
+) -> tuple[Status, float, str]:
     """Judge the worse quartile of a probe's figure: a model that hides a quarter of its cases hides enough.
 
     A case without a figure counts 0. Where no gradient arrives there is none to look at, and another check says so.
     """
-    probes = found.probes
     if column != "saturated" and len(probes):
         probes = probes[probes["reached"].astype(bool)]
     if not len(probes):
@@ -268,7 +269,7 @@ def _probed(found: _Found, column: str, *, most: float = np.inf, least: float = 
 
 
 def _gradient_there(found: _Found) -> Check:
-    status, share, of = _probed(found, "zero_gradient", most=ZERO)
+    status, share, of = _probed(found.probes, "zero_gradient", most=ZERO)
     return Check(
         "gradient_not_zero",
         "The gradient is not zero",
@@ -280,7 +281,7 @@ def _gradient_there(found: _Found) -> Check:
 
 
 def _not_saturated(found: _Found) -> Check:
-    status, share, of = _probed(found, "saturated", most=SATURATED)
+    status, share, of = _probed(found.probes, "saturated", most=SATURATED)
     figure = of
     if status != "not run":
         figure = f"{share:.0%} of the decisions, {of}; median logit {found.probes['logit_scale'].median():.3g}"
@@ -295,12 +296,20 @@ def _not_saturated(found: _Found) -> Check:
 
 
 def _gradient_leads(found: _Found) -> Check:
-    status, share, of = _probed(found, "rise", least=RISE)
+    # Where the gradient led all the way to an empty mask, a bent path is no deceit.
+    worst = found.dice(*_WHITE_BOX)
+    standing = found.probes
+    if len(standing):
+        standing = standing[~standing["case"].isin(worst.index[worst <= BROKEN])]
+    status, share, of = _probed(standing, "rise", least=RISE)
+    figure = of if status == "not run" else f"{share:.2f} of the promised gain, {of}"
+    if len(found.probes) and not len(standing):
+        status, figure = "pass", f"it led to a Dice of at most {BROKEN} in all of {_cases(len(found.probes))}"
     return Check(
         "gradient_leads",
         "A step along the gradient damages the mask as promised",
         status,
-        of if status == "not run" else f"{share:.2f} of the promised gain, {of}",
+        figure,
         "A gradient that does not lead where it points sends attacks astray.",
         "masking",
     )

@@ -78,7 +78,7 @@ class Worker(QObject):
                 self._say("failed", generation, str(error))
             except Exception as error:
                 log.exception("a job failed")
-                self._say("failed", generation, f"The attack stopped on an unexpected error: {error!r}.")
+                self._say("failed", generation, f"Stopped on an unexpected error: {error!r}.")
             self._say("finished", generation)
 
     def _say(self, signal: str, *values: object) -> None:

@@ -172,6 +172,24 @@ def test_one_odd_case_is_no_evidence() -> None:
     assert judged(audit) == ("credible", set())
 
 
+def test_a_bent_path_that_leads_to_an_empty_mask_is_no_deceit() -> None:
+    broken = {key: 0.0 for key in HONEST if key[1] not in ("clean", "control", "one_step")}
+    audit = audit_of(broken, probe={"rise": 0.1})
+    assert check(audit, "gradient_leads").status == "pass"
+    assert judged(audit) == ("credible", set())
+
+
+def test_masks_that_stand_are_judged_by_themselves() -> None:
+    half = [0.0] * 3 + [0.5] * (len(CASES) - 3)
+    roles = ("white_box", "joint", "longer", "restart")
+    audit = audit_of({key: half for key in HONEST if key[1] in roles})
+    audit.probes.loc[audit.probes["case"].isin(CASES[:3]), "rise"] = 0.0
+    assert check(audit, "gradient_leads").status == "pass"
+    audit.probes["rise"] = 0.0
+    (found,) = [c for c in run_checks(audit, "model") if c.name == "gradient_leads"]
+    assert found.status == "fail"
+
+
 def test_where_no_gradient_arrives_none_is_judged() -> None:
     audit = audit_of(probe={"reached": False, "zero_gradient": 1.0, "rise": float("nan")})
     assert [check(audit, name).status for name in ("gradient_not_zero", "gradient_leads")] == ["not run"] * 2

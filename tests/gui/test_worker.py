@@ -78,7 +78,7 @@ def test_cancelling_keeps_the_generation(qtbot, worker, heard):
     ("error", "sentence"),
     [
         (CeaseError("choose another scan."), "choose another scan."),
-        (ZeroDivisionError("oops"), "The attack stopped on an unexpected error: ZeroDivisionError('oops')."),
+        (ZeroDivisionError("oops"), "Stopped on an unexpected error: ZeroDivisionError('oops')."),
     ],
 )
 def test_an_exception_becomes_one_sentence_and_the_thread_lives_on(qtbot, worker, heard, error, sentence):

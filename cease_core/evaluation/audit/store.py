@@ -89,7 +89,7 @@ class Journal:
     Parameters
     ----------
     path
-        Made on the first entry. Opening an existing one drops a half-written last line.
+        Made on the first entry, which also replaces a half-written last line.
 
     Raises
     ------
@@ -102,6 +102,7 @@ class Journal:
         self.damaged = 0
         self._places: dict[Key, int] = {}
         self._file: FileIO | None = None
+        self._end = 0
         try:
             self._index()
         except OSError as error:
@@ -126,17 +127,19 @@ class Journal:
             if self._file is None:
                 # Unbuffered: what is not written now must not be tried again on closing.
                 self._file = self.path.open("ab", buffering=0)
-            place = self._file.tell()
+                # Not when the journal is read: another process may just be writing that line.
+                self._file.truncate(self._end)
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             with suppress(OSError):
-                os.truncate(self.path, place)
+                os.truncate(self.path, self._end)
             raise CeaseError(
                 f"cannot keep results in {self.path.parent}: {write_reason(error)}; "
                 "then give the same command again, which goes on where this one ended."
             ) from error
-        self._places[entry.key] = place
+        self._places[entry.key] = self._end
+        self._end += len(line)
 
     def read(self, keys: Sequence[Key]) -> Iterator[Entry]:
         """The entries of those ``keys`` that are there, in that order."""
@@ -146,7 +149,7 @@ class Journal:
             for key in keys:
                 if key in self._places:
                     file.seek(self._places[key])
-                    entry = _entry(file.readline())
+                    entry = parse_entry(file.readline())
                     if entry is not None:
                         yield entry
 
@@ -159,20 +162,16 @@ class Journal:
     def _index(self) -> None:
         if not self.path.exists():
             return
+        place, line = 0, b""
         with self.path.open("rb") as file:
-            place = 0
             for line in file:
-                entry = _entry(line)
+                entry = parse_entry(line)
                 if entry is None:
                     self.damaged += 1
                 else:
                     self._places[entry.key] = place
                 place += len(line)
-            whole = place == 0 or line.endswith(b"\n")
-        if not whole:
-            # What is appended next must not continue a line that was cut off.
-            with self.path.open("r+b") as file:
-                file.truncate(place - len(line))
+        self._end = place - len(line) if place and not line.endswith(b"\n") else place
 
 
 def _line(entry: Entry) -> bytes:
@@ -180,8 +179,8 @@ def _line(entry: Entry) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(content), content)
 
 
-def _entry(line: bytes) -> Entry | None:
-    """What a line says; None if it is damaged."""
+def parse_entry(line: bytes) -> Entry | None:
+    """What a line of a journal says; None if it is damaged or not whole."""
     code, _, content = line.rstrip(b"\n").partition(b" ")
     try:
         if not line.endswith(b"\n") or int(code, 16) != zlib.crc32(content):
