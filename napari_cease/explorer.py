@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer, Shapes
-from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from cease_core.attacks import Attack, CriticalMap
 from cease_core.attacks.targets import TARGETS
 from cease_core.errors import CeaseError
 from cease_core.models import ModelCard, SegmentationModel, best_device, load_model, prepare
@@ -28,6 +25,7 @@ from cease_core.models.checkpoint import WEIGHTS, load_card
 from cease_core.scan import Scan, check_labels
 from napari_cease.choices import alike
 from napari_cease.geometry import scan_of_layer
+from napari_cease.history import Choices
 from napari_cease.jobs.exploration import (
     SIDES,
     Opened,
@@ -41,7 +39,9 @@ from napari_cease.jobs.exploration import (
 from napari_cease.jobs.worker import Worker
 from napari_cease.layers import TITLES, Panes, edits
 from napari_cease.regions import region_of_layer
-from napari_cease.session import LEVELS, ExplorerSession, Reference, Region
+from napari_cease.results import NOTHING, Results, Settings, all_known
+from napari_cease.session import ExplorerSession, Reference, Region
+from napari_cease.units import LEVELS
 
 KEPT_BYTES = 512 * 2**20
 """Memory for the results of slices and settings that were looked at before; the oldest give way."""
@@ -57,67 +57,6 @@ def _loader(folder: Path) -> Callable[[], SegmentationModel]:
     weights = folder / WEIGHTS
     # Missing weights have no time; loading them then says what is wrong.
     return lambda: _prepared(folder, weights.stat().st_mtime if weights.is_file() else 0.0)
-
-
-class Settings(NamedTuple):
-    """What results depend on, besides scan, reference and ε."""
-
-    undefended: Path | None
-    defended: Path | None
-    attack: Attack
-    target: str | Reference | None
-    region: Region | None
-    top: int
-    slice_index: int
-
-    @property
-    def whole(self) -> Settings:
-        """The same for all slices."""
-        return self._replace(slice_index=-1)
-
-
-@dataclass
-class Results:
-    """What is known about one slice (or volume) under one choice of settings; ε counted in 1/255."""
-
-    opened: dict[Side, Opened] = field(default_factory=dict)
-    views: dict[tuple[Side, int], View] = field(default_factory=dict)
-    complete: bool = False
-    critical: dict[Side, tuple[int, NDArray[np.float32]]] = field(default_factory=dict)
-    revision: int = 0
-
-    def learn(self, view: View) -> None:
-        """Take a view in; a preview never replaces the ladder's own."""
-        key = (view.side, round(view.epsilon * LEVELS))
-        old = self.views.get(key)
-        if view.preview and old is not None and not old.preview:
-            return
-        self.views[key] = view
-        self.revision += not view.preview
-
-    def critical_levels(self, side: Side) -> NDArray[np.float32] | None:
-        """ε, in 1/255, at which each voxel first flips: the same array until the ladder has learnt more."""
-        opened = self.opened.get(side)
-        if opened is None:
-            return None
-        if side not in self.critical or self.critical[side][0] != self.revision:
-            # From the start, so that a rung which was found anew counts as it is now.
-            found = CriticalMap(opened.mask)
-            for (one, _), view in self.views.items():
-                if one == side and not view.preview:
-                    found.update(view.epsilon, view.mask)
-            self.critical[side] = self.revision, found.values * np.float32(LEVELS)
-        return self.critical[side][1]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that the views hold."""
-        return sum(v.mask.nbytes + v.perturbation.nbytes for v in self.views.values())
-
-    def curve(self, side: Side) -> tuple[list[int], list[float]]:
-        """Levels and Dice of the ladder's own results, from 0 up."""
-        points = sorted((level, v.dice) for (s, level), v in self.views.items() if s == side and not v.preview)
-        return [p[0] for p in points], [p[1] for p in points]
 
 
 class Explorer(QObject):
@@ -138,6 +77,8 @@ class Explorer(QObject):
     """The panes were given the newest results."""
     failed = Signal(str)
     busy = Signal(bool)
+    restored = Signal()
+    """Earlier choices were made again."""
 
     def __init__(self, viewer: ViewerModel, session: ExplorerSession, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -281,6 +222,63 @@ class Explorer(QObject):
     def choose_attack(self, key: str) -> None:
         """Choose an attack; one that needs a mask to reach gets one."""
         self.remark("attack", self.session.choose_attack(key))
+
+    def choices(self) -> Choices:
+        """What is chosen, to be chosen again by `restore`."""
+        s = self.session
+        return Choices(
+            scan=self.scan_layer,
+            labels=self.labels_layer,
+            undefended=s.undefended,
+            defended=s.defended,
+            attack=s.attack,
+            parameters=dict(s.parameters),
+            target=s.target if isinstance(s.target, str) else self.target_layer,
+            region=self.region_layer,
+            top=s.top,
+            level=s.level,
+            index=s.index,
+        )
+
+    def restore(self, choices: Choices) -> None:
+        """Choose again what was chosen; what is still known about it is not computed anew.
+
+        Raises
+        ------
+        CeaseError
+            If a layer or a model cannot be used any more.
+        """
+        s = self.session
+        models: dict[Side, Path | None] = {"undefended": choices.undefended, "defended": choices.defended}
+        # What cannot be used is found out before anything changes.
+        for chosen in filter(None, models.values()):
+            load_card(chosen)
+        if (choices.scan, choices.labels) != (self.scan_layer, self.labels_layer):
+            self.choose(choices.scan, choices.labels, models)
+        if s.scan is None:
+            return
+        s.top = choices.top
+        s.attack, s.parameters = choices.attack, dict(choices.parameters)
+        self.choose_region(choices.region)
+        layer = choices.target if isinstance(choices.target, Labels) else None
+        self.target_layer = self._rewatch(self.target_layer, layer, self._on_marked)
+        if isinstance(choices.target, Labels):
+            self._read_target()
+        else:
+            s.target = choices.target
+            self.remark("target", "")
+        self.remark("attack", "")
+        if any(folder != getattr(s, side) for side, folder in models.items()):
+            with s.events.blocked():
+                for side, folder in models.items():
+                    setattr(s, side, folder)
+            self._relayout()
+        if s.scan.ndim == 3 and choices.index != s.index:
+            axis = self.viewer.dims.ndim - 3
+            self.viewer.dims.set_point(axis, s.scan.translate[0] + choices.index * s.scan.spacing[0])
+        s.level = min(choices.level, s.top)
+        self.explore()
+        self.restored.emit()
 
     def _read_region(self) -> None:
         s, layer = self.session, self.region_layer
@@ -448,17 +446,22 @@ class Explorer(QObject):
     @property
     def results(self) -> Results:
         """What is known at the present settings."""
-        return self._known.get(self.key, _NOTHING)
+        return self._known.get(self.key, NOTHING)
 
     def view(self, side: Side) -> View | None:
         """The result at the present ε: of the whole volume if it was attacked, else of the slice."""
         return self._shown(side)[0]
 
     @property
+    def running(self) -> bool:
+        """Whether an attack runs."""
+        return self._running is not None or self._volume_running is not None
+
+    @property
     def settled(self) -> bool:
         """Whether nothing runs, waits or remains to be drawn."""
         waiting = any(timer.isActive() for timer in self._timers)
-        return self._running is None and self._volume_running is None and not waiting
+        return not self.running and not waiting
 
     def explore(self) -> None:
         """Start (or go on) attacking the present slice at every ε."""
@@ -587,7 +590,7 @@ class Explorer(QObject):
         if generation != self.worker.generation:
             return
         if self._running is not None and self._running in self._known:
-            self._known[self._running].complete = _all_known(self._running, self._known[self._running])
+            self._known[self._running].complete = all_known(self._running, self._known[self._running])
         resume = self._volume_running is not None and not self._cancelled
         self._running = self._volume_running = None
         if resume:
@@ -617,8 +620,7 @@ class Explorer(QObject):
         self._wanted = None if known or level == 0 else level
         # At once, so that the slider's own repaint and the canvas's are one; a timer would come between them.
         self.draw()
-        idle = self._running is None and self._volume_running is None
-        if self._wanted is not None and idle and not self.results.complete:
+        if self._wanted is not None and not self.running and not self.results.complete:
             # Cancelled before it came to this ε.
             self.explore()
 
@@ -688,19 +690,9 @@ class Explorer(QObject):
         self._draw.start()
 
 
-_NOTHING = Results()
-
-
 def takes(card: ModelCard, scan: Scan) -> bool:
     """Whether a model is made for such scans."""
     return card.channels == scan.channels and card.ndim <= scan.ndim
-
-
-def _all_known(settings: Settings, results: Results) -> bool:
-    levels = range(1, settings.top + 1)
-    chosen = [side for side in SIDES if getattr(settings, side)]
-    views = [results.views.get((side, level)) for side in chosen for level in levels]
-    return all(view is not None and not view.preview for view in views)
 
 
 def _single_shot(parent: QObject, slot: Callable[[], None], milliseconds: int = 0) -> QTimer:

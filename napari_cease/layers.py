@@ -26,6 +26,10 @@ Role = Literal["scan", "labels", "mask", "perturbation", "adversarial", "critica
 OURS: tuple[Role, ...] = ("mask", "perturbation", "adversarial")
 
 TITLES: dict[Side, str] = {"undefended": "Undefended", "defended": "Defended"}
+# Okabe–Ito vermillion and bluish green: apart in any common colour vision, and on dark or light ground.
+COLOURS: dict[Side, str] = {"undefended": "#D55E00", "defended": "#009E73"}
+MARKS: dict[Side, str] = {"undefended": "●", "defended": "■"}
+"""In text, what the curves' symbols are in a plot."""
 # Two ends of a blue–red scale, bright enough on grey scans and apart for any common colour vision.
 NEGATIVE, POSITIVE = (64, 144, 255), (255, 72, 60)
 STRONGEST_ALPHA = 0.6

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from psygnal import EventedModel
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 
 from cease_core.attacks import ATTACKS, Attack
 from cease_core.attacks.build import build_attack, parameters
@@ -19,9 +19,7 @@ from cease_core.attacks.targets import TARGETS
 from cease_core.errors import CeaseError
 from cease_core.scan import LabelArray, Scan
 from napari_cease.choices import DEFAULT, make, needs_source, suits, target_title
-
-LEVELS = 255
-"""ε is counted in steps of 1/255 of the intensity window."""
+from napari_cease.units import LEVELS
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +81,7 @@ class ExplorerSession(EventedModel):
     show_adversarial: bool = False
     show_critical: bool = False
     side_by_side: bool = True
+    _attacked: int = PrivateAttr(0)
 
     @field_validator("attack")
     @classmethod
@@ -123,6 +122,17 @@ class ExplorerSession(EventedModel):
         if self.target is None:
             return ""
         return target_title(self.target) if isinstance(self.target, str) else self.target.name
+
+    def step(self, by: int) -> None:
+        """Change ε by some 1/255, within the ladder."""
+        self.level = min(max(self.level + by, 0), self.top)
+
+    def toggle_clean(self) -> None:
+        """Go to ε = 0, or from there back to where ε was; to the largest, if it was nowhere yet."""
+        if self.level:
+            self._attacked, self.level = self.level, 0
+        else:
+            self.level = min(self._attacked or self.top, self.top)
 
     def tune(self, **values: Any) -> None:
         """Set some parameters of the attack and keep the others."""

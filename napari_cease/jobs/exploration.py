@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cease_core.attacks import CRITERIA, Attack, AttackResult, Step, ladder
+from cease_core.attacks.criteria import decide
+from cease_core.attacks.losses import foreground
 from cease_core.attacks.norms import project, steepest
 from cease_core.attacks.on_scan import Extent, Subject, pose_on_scan
 from cease_core.attacks.problem import Problem
@@ -67,7 +69,8 @@ class Request:
 class Opened:
     """A model's clean answer, and which part of the scan is looked at.
 
-    ``reached`` is false where the region leaves nothing of that part to change.
+    ``reached`` is false where the region leaves nothing of that part to change; ``class_dice`` is the Dice of each
+    class, in the card's order.
     """
 
     side: Side
@@ -78,12 +81,13 @@ class Opened:
     dice: float
     target_dice: float | None = None
     reached: bool = True
+    class_dice: tuple[float, ...] = ()
 
     def unchanged(self, epsilon: float, channels: int) -> View:
         """The view of a scan that is not perturbed, at any ε."""
         zero = np.broadcast_to(np.float32(0), (channels, *self.mask.shape))
         none = Distortion(0.0, 0.0, float("inf"), 1.0)
-        return View(self.side, epsilon, self.mask, zero, self.dice, none, False, self.target_dice)
+        return View(self.side, epsilon, self.mask, zero, self.dice, none, False, self.target_dice, self.class_dice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +95,8 @@ class View:
     """One model at one ε: its mask (*part), the perturbation (C, *part) in window fractions, and the figures.
 
     ``preview`` marks a rescaled perturbation that the ladder's own result will replace; ``target_dice`` is the
-    overlap with the mask to reach, if there is one.
+    overlap with the mask to reach, if there is one, and ``class_dice`` the Dice of each class, in the card's order
+    (empty in a preview).
     """
 
     side: Side
@@ -102,6 +107,7 @@ class View:
     distortion: Distortion
     preview: bool
     target_dice: float | None = None
+    class_dice: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,13 +141,31 @@ class _Pane:
         logits = self.problem.clean().logits
         s = self.subject
         dice, target_dice = self.overlap(logits)
-        return Opened(self.side, s.place, s.window, s.reference, s.mask(logits), dice, target_dice, self.reached)
+        return Opened(
+            self.side,
+            s.place,
+            s.window,
+            s.reference,
+            s.mask(logits),
+            dice,
+            target_dice,
+            self.reached,
+            self.class_dice(logits),
+        )
 
     def overlap(self, logits: Tensor) -> tuple[float, float | None]:
         """Dice with the reference, and with the mask to reach."""
         p = self.problem
         dice = CRITERIA["dice"]
         return float(dice(logits, p.labels, p.mode)), None if p.goal is None else float(dice(logits, p.goal, p.mode))
+
+    def class_dice(self, logits: Tensor) -> tuple[float, ...]:
+        """Dice of each class with the reference."""
+        p = self.problem
+        decided = foreground(decide(logits, p.mode), p.mode)
+        # Classes stand for cases, so that the criterion's mean over classes is over one.
+        cases = 2.0 * decided.transpose(0, 1) - 1.0, foreground(p.labels, p.mode).transpose(0, 1)
+        return tuple(CRITERIA["dice"](*cases, "multilabel").tolist())
 
     def aim(self) -> None:
         """One gradient at the clean image: the first previews' direction at every ε."""
@@ -165,6 +189,7 @@ class _Pane:
             distortion(images, images + delta, structure=not preview),
             preview,
             target_dice,
+            () if preview else self.class_dice(logits),
         )
 
     def result(self, epsilon: float, found: AttackResult) -> View:

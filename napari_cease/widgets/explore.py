@@ -3,7 +3,6 @@
 This module keeps its annotations as objects, since napari looks at them to hand over the viewer.
 """
 
-import math
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,22 @@ from cease_core.attacks.targets import TARGETS
 from cease_core.errors import CeaseError
 from cease_core.models import ModelCard, available_models
 from cease_core.models.checkpoint import load_card
+from napari_cease import findings
 from napari_cease.choices import editors, explained, offered, target_title
 from napari_cease.explorer import Explorer, takes
 from napari_cease.jobs.exploration import SIDES, Side
-from napari_cease.layers import TITLES, role_of
+from napari_cease.layers import role_of
+from napari_cease.results import Results
 from napari_cease.session import ExplorerSession
-from napari_cease.widgets.curve import COLOURS, MARKS, DiceCurve
+from napari_cease.units import epsilon_text
+from napari_cease.widgets.curve import CurvePanel
 from napari_cease.widgets.grouped_box import Choice, GroupedBox
+from napari_cease.widgets.history import HistoryPanel
+from napari_cease.widgets.keys import STEP_TIP, TOGGLE_TIP, CanvasKeys, pressed
 from napari_cease.widgets.parameters import ParameterRows, modest
+from napari_cease.widgets.playback import PlayButton
+from napari_cease.widgets.readout import Readout
+from napari_cease.widgets.saving import SaveButton
 
 OWN_MASK = "the model's own clean mask"
 NO_MODEL = "none"
@@ -72,8 +79,12 @@ class AttackExplorer(QScrollArea):
         self._closed = False
         self._filling = False
         self._fitting: dict[Path, ModelCard] = {}
+        self._several = False
+        self._drawn: Results | None = None
+        self._drawn_revision = 0
         self._build()
         self._connect()
+        self._keys = CanvasKeys(napari_viewer, self.session)
         self._on_scan()
         self._on_theme()
 
@@ -82,6 +93,8 @@ class AttackExplorer(QScrollArea):
     def _build(self) -> None:
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
+        # A click beside the fields takes the focus out of them, so that the keys are the explorer's.
+        self.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.setMinimumWidth(350)
         body = QWidget()
@@ -140,17 +153,29 @@ class AttackExplorer(QScrollArea):
         self.slider.setPageStep(1)
         self.slider.setTickPosition(QSlider.TickPosition.TicksBelow)
         self.slider.setTickInterval(1)
-        self.slider.setToolTip("Strength of the attack. Arrow keys move it by 1/255")
+        self.slider.setToolTip(f"Strength of the attack. {STEP_TIP}. {TOGGLE_TIP}")
+        self.epsilon_text.setToolTip(TOGGLE_TIP)
+        self.play = PlayButton(self.explorer)
         column.addWidget(self.epsilon_text)
-        column.addWidget(self.slider)
+        strength = QHBoxLayout()
+        strength.setSpacing(2)
+        strength.addWidget(self.slider, 1)
+        strength.addWidget(self.play)
+        column.addLayout(strength)
 
         self.note = QLabel()
         self.note.setWordWrap(True)
         column.addWidget(self.note)
-        column.addLayout(self._build_readout())
-        self.curve = DiceCurve()
+        self.readout = Readout()
+        self.figures, self.target_row = self.readout.figures, self.readout.target_row
+        column.addWidget(self.readout)
+        self.curves = CurvePanel()
+        self.curve = self.curves.curve
         self.curve.set_top(self.session.top)
-        column.addWidget(self.curve)
+        self.save = SaveButton(self.explorer, lambda: self.curves.split, self._picture)
+        self.curves.row.addStretch()
+        self.curves.row.addWidget(self.save)
+        column.addWidget(self.curves)
 
         self.perturbation = QCheckBox("Perturbation map")
         self.perturbation.setToolTip("Blue darkens the scan, red brightens it; transparent where nothing changes")
@@ -195,6 +220,8 @@ class AttackExplorer(QScrollArea):
         running.addWidget(self.progress, 1)
         running.addWidget(self.cancel)
         column.addLayout(running)
+        self.history = HistoryPanel(self.explorer)
+        column.addWidget(self.history)
         column.addStretch(1)
         self.cancel.setEnabled(False)
         self._idle()
@@ -228,37 +255,6 @@ class AttackExplorer(QScrollArea):
         for label in self._goal_labels:
             label.setMinimumWidth(width)
 
-    def _build_readout(self) -> QGridLayout:
-        grid = QGridLayout()
-        grid.setHorizontalSpacing(4)
-        grid.setVerticalSpacing(2)
-        self.figures: dict[tuple[str, Side], QLabel] = {}
-        for column, side in enumerate(SIDES, start=1):
-            head = QLabel(f"<b style='color:{COLOURS[side]}'>{MARKS[side]} {TITLES[side]}</b>")
-            head.setAlignment(Qt.AlignmentFlag.AlignRight)
-            grid.addWidget(head, 0, column)
-        rows = {
-            "clean": ("Dice, clean", "Overlap of the model's mask with the reference, without attack"),
-            "dice": ("Dice, attacked", "Overlap under the attack at the present ε"),
-            "target": ("Dice, target", "Overlap with the mask to reach, under the attack at the present ε"),
-            "linf": ("‖δ‖∞", "Largest change of any value"),
-            "psnr": ("PSNR", "Peak signal-to-noise ratio of the attacked scan; the window is the peak"),
-            "ssim": ("SSIM", "Structural similarity of the attacked and the clean scan"),
-        }
-        for row, (key, (title, tip)) in enumerate(rows.items(), start=1):
-            label = QLabel(title)
-            label.setToolTip(tip)
-            grid.addWidget(label, row, 0)
-            for column, side in enumerate(SIDES, start=1):
-                value = QLabel("–")
-                value.setAlignment(Qt.AlignmentFlag.AlignRight)
-                value.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-                self.figures[key, side] = value
-                grid.addWidget(value, row, column)
-            if key == "target":
-                self.target_row = [label, *(self.figures[key, side] for side in SIDES)]
-        return grid
-
     # --- wiring ---------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
@@ -280,7 +276,10 @@ class AttackExplorer(QScrollArea):
         self.split.toggled.connect(lambda on: self._set("side_by_side", on))
         self.gain.valueChanged.connect(lambda value: self._set("gain", float(value)))
         self.whole.clicked.connect(self._attack_volume)
-        self.cancel.clicked.connect(self.explorer.cancel)
+        self.cancel.clicked.connect(self._on_cancel)
+        self.curves.split_changed.connect(self._draw_curves)
+        self.save.recorder.progressed.connect(lambda done, total: self._on_progress(done, total, "frame"))
+        self.save.recorder.busy.connect(self._on_busy)
         for name in ("attack", "parameters", "target", "region", "undefended", "defended", "top"):
             getattr(s.events, name).connect(self._mirror)
         s.events.level.connect(self._on_level)
@@ -291,6 +290,7 @@ class AttackExplorer(QScrollArea):
         e.progressed.connect(self._on_progress)
         e.failed.connect(self._on_failed)
         e.busy.connect(self._on_busy)
+        e.restored.connect(self._on_restored)
         layers = self.viewer.layers.events
         for event in (layers.inserted, layers.removed, layers.reordered):
             event.connect(self._on_layers)
@@ -306,6 +306,8 @@ class AttackExplorer(QScrollArea):
         self._filling = True
         self.top.value = s.top
         self._filling = False
+        self._several = findings.several_classes(self.explorer)
+        self._drawn = None
         groups = offered(targeted=s.target is not None, twins=self.explorer.twins)
         self.attack.offer(
             {title: [Choice(ATTACKS[k].about.title, k, explained(k)) for k in keys] for title, keys in groups.items()},
@@ -330,8 +332,7 @@ class AttackExplorer(QScrollArea):
         chosen += [f"in {self.region.currentText().strip()}"] if self.region.value is not None else []
         self._goal_title = " · ".join(chosen) or GOAL_TITLE
         self._on_goal()
-        for widget in self.target_row:
-            widget.setVisible(s.target is not None)
+        self.readout.show_target(s.target is not None)
 
     def _on_target(self, target: str | Labels | None) -> None:
         self.explorer.choose_target(target)
@@ -446,11 +447,11 @@ class AttackExplorer(QScrollArea):
             if self.explorer.scan_layer not in self.viewer.layers:
                 self.explorer.choose(None, None)
             self._offer_layers(self.explorer.scan_layer, self.explorer.labels_layer)
-        self._offer_models()
-        self._on_busy(not self.explorer.settled)
+        self.offer_models()
+        self._on_busy(False)
         self._on_refreshed()
 
-    def _offer_models(self) -> None:
+    def offer_models(self) -> None:
         """Offer the models that take such a scan; keep what is chosen where it still fits."""
         scan = self.session.scan
         fitting: dict[Path, ModelCard] = {}
@@ -485,15 +486,9 @@ class AttackExplorer(QScrollArea):
         if self.slider.value() != s.level:
             self.slider.setValue(s.level)
         self.curve.cursor_line.setValue(s.level)
-        if s.level == 0:
-            self.epsilon_text.setText("ε = 0 (clean)")
-            return
-        text = f"ε = {s.level}/255"
-        opened = self.explorer.results.opened
-        if s.scan is not None and opened:
-            width = next(iter(opened.values())).window.width
-            text += f"  =  {in_unit(s.epsilon * width, s.scan.unit)}"
-        self.epsilon_text.setText(text)
+        opened = next(iter(self.explorer.results.opened.values()), None)
+        width = None if opened is None else opened.window.width
+        self.epsilon_text.setText(epsilon_text(s.level, width, s.scan.unit if s.scan is not None else ""))
 
     def _on_top(self, top: int) -> None:
         self.slider.setRange(0, top)
@@ -507,21 +502,21 @@ class AttackExplorer(QScrollArea):
         preview = False
         for side in SIDES:
             view, opened = self.explorer.view(side), self.explorer.opened(side)
-            values = dict.fromkeys(("clean", "dice", "target", "linf", "psnr", "ssim"), "–")
-            if opened is not None:
-                values["clean"] = f"{opened.dice:.3f}"
-            if view is not None and opened is not None and scan is not None:
-                d = view.distortion
-                preview |= view.preview
-                values["dice"] = f"{view.dice:.3f}"
-                values["target"] = "–" if view.target_dice is None else f"{view.target_dice:.3f}"
-                values["linf"] = in_unit(d.linf * opened.window.width, scan.unit)
-                values["psnr"] = "∞" if math.isinf(d.psnr) else f"{d.psnr:.1f} dB"
-                values["ssim"] = "–" if math.isnan(d.ssim) else f"{d.ssim:.3f}"
-            for key, text in values.items():
-                self.figures[key, side].setText(text)
-            self.curve.show_points(side, *self.explorer.results.curve(side))
+            preview |= view is not None and view.preview
+            self.readout.show_figures(side, view, opened, scan)
         self.note.setText(self._note(preview))
+        # Most ticks of the slider teach nothing new.
+        results = self.explorer.results
+        if results is not self._drawn or results.revision != self._drawn_revision:
+            self._draw_curves()
+
+    def _draw_curves(self) -> None:
+        results = self.explorer.results
+        self._drawn, self._drawn_revision = results, results.revision
+        self.curves.offer_classes(self._several)
+        for side in SIDES:
+            self.curve.show_points(side, *results.curve(side))
+        self.curves.show_classes(findings.class_curves(self.explorer) if self.curves.split else [])
 
     def _note(self, preview: bool) -> str:
         scan, s = self.session.scan, self.session
@@ -551,12 +546,27 @@ class AttackExplorer(QScrollArea):
             parts.append("<b>Preview</b>: the full attack at this ε is on its way.")
         return " ".join([*parts, *self.explorer.remarks.values()])
 
-    def _on_progress(self, done: int, total: int) -> None:
+    def _on_progress(self, done: int, total: int, what: str = "step") -> None:
         self.progress.setRange(0, total)
         self.progress.setValue(done)
-        self.progress.setFormat("step %v of %m")
+        self.progress.setFormat(f"{what} %v of %m")
+
+    def _on_restored(self) -> None:
+        self._offer_layers(self.explorer.scan_layer, self.explorer.labels_layer)
+        self.offer_models()
+        self._idle()
+        self._on_busy(False)
+        self._on_refreshed()
+
+    def _on_cancel(self) -> None:
+        self.save.recorder.cancel()
+        self.explorer.cancel()
+
+    def _picture(self) -> Any:
+        return self.viewer.screenshot(canvas_only=True, flash=False)
 
     def _on_busy(self, busy: bool) -> None:
+        busy = busy or self.save.recorder.running or self.explorer.running
         self.cancel.setEnabled(busy)
         if busy:
             self.progress.setRange(0, 0)
@@ -593,6 +603,10 @@ class AttackExplorer(QScrollArea):
         if self._closed:
             return
         self._closed = True
+        self.play.stop()
+        self.save.recorder.close()
+        self.history.close_history()
+        self._keys.release()
         self.viewer.window._qt_window.removeEventFilter(self)
         for event in (
             self.viewer.layers.events.inserted,
@@ -607,6 +621,7 @@ class AttackExplorer(QScrollArea):
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """Watch the main window for its end."""
         if event is not None and event.type() == QEvent.Type.Close:
+            self.save.recorder.close()
             self.explorer.worker.cancel()
         return bool(super().eventFilter(watched, event))
 
@@ -615,6 +630,11 @@ class AttackExplorer(QScrollArea):
         if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None and self.isHidden():
             self.shutdown()
         return bool(super().event(event))
+
+    def keyPressEvent(self, event: Any) -> None:
+        """Keys that no field or button has used."""
+        if not pressed(event, self.session) and not self.history.pressed(event):
+            super().keyPressEvent(event)
 
     def showEvent(self, event: Any) -> None:
         """Shown, the dock has its theme."""
@@ -625,13 +645,6 @@ class AttackExplorer(QScrollArea):
         """Closed as a window of its own."""
         self.shutdown()
         super().closeEvent(event)
-
-
-def in_unit(value: float, unit: str) -> str:
-    """A change of intensity in words: ``8.0 grey levels``, ``12.5 HU``."""
-    name = {"8-bit": "grey levels"}.get(unit, unit)
-    digits = 1 if value >= 1 or value == 0 else 3
-    return f"{value:.{digits}f} {name}"
 
 
 def _combo(tooltip: str, choices: Any, nothing: str = "") -> ComboBox:

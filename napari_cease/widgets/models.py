@@ -504,6 +504,7 @@ class ModelsDock(QWidget):
             self.viewer.window._qt_window.removeEventFilter(self)
             if self._canvas is not None:
                 self._canvas.removeEventFilter(self)
+                self._canvas = None
 
 
 def _files(event: Any) -> list[Path]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from PIL import Image
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QDockWidget, QStyle, QStyleOptionSlider
@@ -49,7 +50,7 @@ def alive():
 # --- the way through ---
 
 
-def test_a_user_opens_the_sample_picks_models_and_drags(dock_in, choose, qtbot):
+def test_a_user_opens_the_sample_picks_models_and_drags(dock_in, choose, qtbot, tmp_path):
     viewer, dock = dock_in(show=True)
     for data in polyp():
         viewer._add_layer_from_data(*data)
@@ -85,6 +86,30 @@ def test_a_user_opens_the_sample_picks_models_and_drags(dock_in, choose, qtbot):
     QTest.mouseClick(dock.curve.viewport(), Qt.MouseButton.LeftButton, pos=QPoint(there.x(), there.y()))
     assert at.x() > there.x()
     assert slider.value() == dock.session.level == 3
+    # Keys, on the canvas as in the dock.
+    canvas = viewer.window._qt_viewer.canvas.native
+    for widget, key, level in (
+        (canvas, Qt.Key.Key_Right, 4),
+        (canvas, Qt.Key.Key_Space, 0),
+        (dock, Qt.Key.Key_Space, 4),
+        (dock, Qt.Key.Key_Left, 3),
+    ):
+        QTest.keyClick(widget, key)
+        assert dock.session.level == level
+    # What was chosen can be undone, and the canvas recorded.
+    dock.history.note()
+    dock.top.value = 2
+    QTest.keyClick(slider, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
+    assert dock.session.top == 16
+    QTest.keyClick(slider, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.ShiftModifier)
+    assert dock.session.top == 2
+    dock.save.save_animation(tmp_path / "sweep.gif")
+    qtbot.waitUntil((tmp_path / "sweep.gif").is_file, timeout=WAIT)
+    film = Image.open(tmp_path / "sweep.gif")
+    assert film.n_frames == 4
+    clean = np.asarray(film.convert("RGB"))
+    film.seek(2)
+    assert (np.asarray(film.convert("RGB"))[: clean.shape[0] // 2] != clean[: clean.shape[0] // 2]).any()
 
 
 def test_a_tick_is_answered_by_a_preview_while_the_attack_runs(docked, picture, show_layers, choose, qtbot):

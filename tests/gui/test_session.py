@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from cease_core.attacks import FGSM, PGD
-from napari_cease.session import LEVELS, ExplorerSession
+from napari_cease.session import ExplorerSession
+from napari_cease.units import LEVELS
 
 
 @pytest.mark.parametrize(
