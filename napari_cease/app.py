@@ -18,6 +18,7 @@ from napari_cease.scenes import DEMO_LEVEL, SCENES, Scene
 
 SCREEN = "1600x1000x24"
 WINDOW = (1560, 940)
+OTHER_DOCKS = ("Train", "Audit", "Models")
 
 app = typer.Typer(
     add_completion=False,
@@ -54,6 +55,7 @@ def demo(
     viewer, explorer = open_window()
     open_scene(viewer, explorer, SCENES[scene])
     explorer.slider.setValue(DEMO_LEVEL)
+    open_other_docks(viewer)
     if os.environ.get(OFF_SCREEN):
         write_picture(viewer, explorer, picture)
         typer.echo(f"No display: the window was drawn off-screen; the picture is {picture.resolve()}")
@@ -83,6 +85,7 @@ def open_scan(
         raise CeaseError("there is no display to open a window on; log in with a desktop, or run it under xvfb-run -a.")
     viewer, explorer = open_window()
     show_scan(viewer, explorer, image, mask, *folders)
+    open_other_docks(viewer)
     _run()
 
 
@@ -109,15 +112,27 @@ def open_window() -> tuple[Any, Any]:
     import napari
     import torch
 
-    from napari_cease.widgets.explore import AttackExplorer
-
     # One core stays free for the window, or the slider stutters while an attack runs.
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
     viewer = napari.Viewer(title="napari-cease", show=True)
     viewer.window.resize(*WINDOW)
-    explorer = AttackExplorer(viewer)
-    viewer.window.add_dock_widget(explorer, name="Attack explorer", area="right")
-    return viewer, explorer
+    return viewer, _open_dock(viewer, "Attack explorer")
+
+
+def open_other_docks(viewer: Any) -> None:
+    """Lay the docks that train, audit and keep models behind the explorer, as tabs."""
+    from napari_cease.docks import explorer_of
+
+    for name in OTHER_DOCKS:
+        _open_dock(viewer, name)
+    explorer_of(viewer)
+
+
+def _open_dock(viewer: Any, name: str) -> Any:
+    wrapper, dock = viewer.window.add_plugin_dock_widget("napari-cease", name, tabify=True)
+    # Four tabs have no room for the plugin's name.
+    wrapper.setWindowTitle(name)
+    return dock
 
 
 def _run() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.utils.notifications import show_error, show_info
+from qtpy.QtWidgets import QDockWidget, QWidget
 
 from cease_core.data import Case, find_cases, load_case
 from cease_core.data.manifest import read_json
@@ -88,11 +89,18 @@ def explorer_of(viewer: Any) -> AttackExplorer:
     explorer = _docked(viewer, AttackExplorer)
     if explorer is None:
         _, explorer = viewer.window.add_plugin_dock_widget(PLUGIN, EXPLORER, tabify=True)
-    wrapper = explorer.parentWidget()
+    to_front(explorer)
+    return explorer  # type: ignore[no-any-return]
+
+
+def to_front(dock: QWidget) -> None:
+    """Show a dock that lies behind another."""
+    wrapper = dock.parentWidget()
+    while wrapper is not None and not isinstance(wrapper, QDockWidget):
+        wrapper = wrapper.parentWidget()
     if wrapper is not None:
         wrapper.show()
         wrapper.raise_()
-    return explorer  # type: ignore[no-any-return]
 
 
 def refresh(viewer: Any, but: Any = None) -> None:

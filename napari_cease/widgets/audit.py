@@ -50,6 +50,7 @@ from napari_cease.widgets.audit_results import ChecksView, VerdictView, WorstCur
 from napari_cease.widgets.audit_table import AuditTable, AuditView
 from napari_cease.widgets.grouped_box import Choice, GroupedBox
 from napari_cease.widgets.parameters import modest
+from napari_cease.widgets.window import main_window
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
 ALL = "all"
@@ -345,7 +346,7 @@ class AuditDock(QScrollArea):
             getattr(s.events, name).connect(self._mirror)
         self.viewer.events.theme.connect(self._on_theme)
         # napari neither closes nor destroys a removed dock at once: the window's own events are watched too.
-        self.viewer.window._qt_window.installEventFilter(self)
+        main_window(self.viewer).installEventFilter(self)
         self.destroyed.connect(lambda *_, worker=a.worker: worker.shutdown(0))
 
     def _set(self, name: str, value: Any) -> None:
@@ -627,7 +628,7 @@ class AuditDock(QScrollArea):
             return
         self._closed = True
         with suppress(RuntimeError):  # the window may have gone first
-            self.viewer.window._qt_window.removeEventFilter(self)
+            main_window(self.viewer).removeEventFilter(self)
         self.viewer.events.theme.disconnect(self._on_theme)
         self.auditor.shutdown()
         self._end_activity()

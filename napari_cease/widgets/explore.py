@@ -53,6 +53,7 @@ from napari_cease.widgets.parameters import ParameterRows, modest
 from napari_cease.widgets.playback import PlayButton
 from napari_cease.widgets.readout import Readout
 from napari_cease.widgets.saving import SaveButton
+from napari_cease.widgets.window import main_window
 
 OWN_MASK = "the model's own clean mask"
 NO_MODEL = "none"
@@ -297,7 +298,7 @@ class AttackExplorer(QScrollArea):
         layers.renamed.connect(self._on_renamed)
         self.viewer.events.theme.connect(self._on_theme)
         # napari neither closes nor destroys a removed dock at once: the window's own events are watched too.
-        self.viewer.window._qt_window.installEventFilter(self)
+        main_window(self.viewer).installEventFilter(self)
         self.destroyed.connect(lambda *_, worker=self.explorer.worker: worker.shutdown(0))
 
     def _mirror(self) -> None:
@@ -607,7 +608,7 @@ class AttackExplorer(QScrollArea):
         self.save.recorder.close()
         self.history.close_history()
         self._keys.release()
-        self.viewer.window._qt_window.removeEventFilter(self)
+        main_window(self.viewer).removeEventFilter(self)
         for event in (
             self.viewer.layers.events.inserted,
             self.viewer.layers.events.removed,

@@ -50,6 +50,7 @@ from napari_cease.jobs.worker import Worker
 from napari_cease.layers import role_of
 from napari_cease.widgets.model_card import card_html, takes_text
 from napari_cease.widgets.model_table import MODEL, ModelFilter, ModelTable, ModelView, dragged_model
+from napari_cease.widgets.window import canvas, main_window
 
 log = logging.getLogger(__name__)
 
@@ -175,8 +176,8 @@ class ModelsDock(QWidget):
         self._soon.timeout.connect(self.refresh)
         self._watcher = QFileSystemWatcher(self)
         self._watcher.directoryChanged.connect(lambda _: self._soon.start())
-        self.viewer.window._qt_window.installEventFilter(self)
-        self._canvas = getattr(self.viewer.window, "_qt_viewer", None)
+        main_window(self.viewer).installEventFilter(self)
+        self._canvas = canvas(self.viewer)
         if self._canvas is not None:
             self._canvas.installEventFilter(self)
 
@@ -501,7 +502,7 @@ class ModelsDock(QWidget):
         self._stop()
         self._watch([])
         with suppress(RuntimeError):  # the window may have gone first
-            self.viewer.window._qt_window.removeEventFilter(self)
+            main_window(self.viewer).removeEventFilter(self)
             if self._canvas is not None:
                 self._canvas.removeEventFilter(self)
                 self._canvas = None

@@ -35,6 +35,7 @@ from napari_cease.widgets.fold import Fold, rule, words
 from napari_cease.widgets.task_table import TaskTable
 from napari_cease.widgets.training_curves import PreviewPictures, TrainingCurves
 from napari_cease.widgets.training_form import TrainingForm
+from napari_cease.widgets.window import main_window
 
 Leave = Literal["keep", "stop", "cancel"]
 
@@ -173,7 +174,7 @@ class TrainDock(QScrollArea):
             event.connect(self._on_layers)
         self.viewer.events.theme.connect(self._on_theme)
         # napari neither closes nor destroys a removed dock at once: the window's own events are watched too.
-        self.viewer.window._qt_window.installEventFilter(self)
+        main_window(self.viewer).installEventFilter(self)
         self.destroyed.connect(lambda *_, worker=t.worker: worker.shutdown(0))
 
     def _on_layers(self, event: Any = None) -> None:
@@ -350,7 +351,7 @@ class TrainDock(QScrollArea):
         if self._closed:
             return
         self._closed = True
-        self.viewer.window._qt_window.removeEventFilter(self)
+        main_window(self.viewer).removeEventFilter(self)
         layers = self.viewer.layers.events
         for event in (layers.inserted, layers.removed, layers.renamed):
             event.disconnect(self._on_layers)
