@@ -15,6 +15,7 @@ from cease_core.data import Case, find_cases, load_case
 from cease_core.data.manifest import read_json
 from cease_core.errors import CeaseError
 from cease_core.models import ModelCard, available_models
+from cease_core.models.card import same_classes
 from cease_core.models.checkpoint import load_card
 from cease_core.models.library import user_library
 from cease_core.scan import LabelArray, Scan
@@ -201,12 +202,14 @@ def pair(folder: Path, card: ModelCard) -> dict[str, Path | None]:
     """A model and, on the other side, one of the same images and classes from the library, if there is one."""
     mine = side_of(card)
     other = "defended" if mine == "undefended" else "undefended"
-    fits = (
-        path
+    fits = [
+        (path, theirs)
         for path, theirs in available_models().items()
-        if side_of(theirs) == other and _kind(theirs) == _kind(card) and path != folder
-    )
-    return {mine: folder, other: next(fits, None)}
+        if side_of(theirs) == other and path != folder and _kind(theirs) == _kind(card) and same_classes(theirs, card)
+    ]
+    # Numbered classes fit many a model: the one that was made for such intensities is the likelier.
+    fits.sort(key=lambda fit: fit[1].window.kind != card.window.kind)
+    return {mine: folder, other: fits[0][0] if fits else None}
 
 
 def held_out(folder: Path, card: ModelCard) -> tuple[Case, bool] | None:
@@ -247,7 +250,7 @@ def _is_mask_of(layer: Any, scan: Scan) -> bool:
 
 
 def _kind(card: ModelCard) -> tuple[Any, ...]:
-    return card.ndim, card.channels, card.mode, [c.name for c in card.classes]
+    return card.ndim, card.channels, card.mode
 
 
 def _docked(viewer: Any, kind: type) -> Any:

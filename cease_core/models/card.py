@@ -123,3 +123,12 @@ class ModelCard(_Frozen):
         if self.mode == "binary" and len(ids) != 1:
             raise ValueError("classes: a binary model has exactly one")
         return self
+
+
+def same_classes(one: ModelCard, other: ModelCard) -> bool:
+    """Whether two models segment the same classes; one that is only numbered ("class 1") fits any name."""
+
+    def fits(a: ClassInfo, b: ClassInfo) -> bool:
+        return a.id == b.id and (a.name == b.name or f"class {a.id}" in (a.name, b.name))
+
+    return len(one.classes) == len(other.classes) and all(map(fits, one.classes, other.classes))

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from cease_core.errors import CeaseError
 from cease_core.models import ClassInfo, ModelCard, WindowRule
-from cease_core.models.card import PALETTE
+from cease_core.models.card import PALETTE, same_classes
 from cease_core.scan import Scan, Window
 
 TWO = (ClassInfo(id=1, name="left", color="#E69F00"), ClassInfo(id=2, name="right", color="#56B4E9"))
@@ -92,3 +92,22 @@ def test_a_constant_scan_has_no_window(kind: str) -> None:
 def test_a_window_has_a_width() -> None:
     with pytest.raises(ValidationError, match="high must be above low"):
         WindowRule(kind="fixed", low=1, high=1)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "same"),
+    [
+        (("myocardium",), True),
+        (("class 1",), True),
+        (("polyp",), False),
+        (("class 2",), False),
+        (("myocardium", "blood"), False),
+    ],
+)
+def test_a_numbered_class_fits_any_name_and_a_name_only_itself(make_card, theirs: tuple[str, ...], same: bool) -> None:
+    def card(*names: str) -> ModelCard:
+        classes = tuple(ClassInfo(id=i, name=name, color="#E69F00") for i, name in enumerate(names, start=1))
+        return make_card(mode="multiclass", classes=classes)
+
+    assert same_classes(card("myocardium"), card(*theirs)) is same
+    assert same_classes(card(*theirs), card("myocardium")) is same

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cease_core.errors import CeaseError
 from cease_core.models import ModelCard, find_model, load_model, prepare
-from cease_core.models.card import Mode
+from cease_core.models.card import Mode, same_classes
 from cease_core.models.checkpoint import WEIGHTS, load_card
 from cease_core.models.segmenter import ScanModel, Segmenter, check_scan
 from cease_core.scan import Scan
@@ -151,7 +151,7 @@ def victims_of(models: Sequence[str | Path | Victim]) -> tuple[Victim, ...]:
             raise CeaseError(f"two models are called {name}; give each once, or rename one.")
     first = found[0]
     for other in found[1:]:
-        if [(c.id, c.name) for c in other.card.classes] != [(c.id, c.name) for c in first.card.classes]:
+        if not same_classes(other.card, first.card):
             raise CeaseError(
                 f"{first.card.title} and {other.card.title} segment different classes; audit them one by one."
             )
