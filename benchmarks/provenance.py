@@ -49,9 +49,9 @@ def write_result(name: str, payload: dict[str, object]) -> Path:
 
 
 def commit() -> str:
-    """Short name of the commit, with ``+`` where the tree holds more than that."""
+    """Short name of the commit, with ``+`` where the tree's code, not its results, differs from it."""
     head = _git("rev-parse", "--short", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return (head or "unknown") + ("+" if changed else "")
 
 
