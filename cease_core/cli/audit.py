@@ -27,6 +27,7 @@ from cease_core.evaluation.audit import (
 )
 from cease_core.evaluation.audit import audit as run
 from cease_core.evaluation.report import write_report
+from cease_core.evaluation.report.words import share
 from cease_core.evaluation.summary import Summary, summarise
 
 
@@ -122,7 +123,7 @@ def _number(value: float | None) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.0%}"
+    return "not known" if value is None else share(value)
 
 
 def _levels(value: float | None) -> str:
@@ -146,6 +147,10 @@ def _changes(request: AuditRequest) -> dict[str, Any]:
         if not equals:
             raise CeaseError(f"--set {change!r} is not understood; write it as name=value, such as steps=40.")
         changes[name.strip()] = value.strip()
+    if "epsilons" in changes:
+        raise CeaseError("the ε of the curve are given by --epsilons; write it as --epsilons 2/255,4/255,8/255.")
+    if "report_epsilon" in changes:
+        changes["report_epsilon"] = _fraction(changes["report_epsilon"])
     if request.cases is not None:
         changes["cases"] = request.cases or None
     if request.seed is not None:
@@ -153,8 +158,7 @@ def _changes(request: AuditRequest) -> dict[str, Any]:
     if request.epsilons is not None:
         levels = sorted({_fraction(part) for part in request.epsilons.split(",")})
         changes["epsilons"] = tuple(levels)
-        reported = changes.get("report_epsilon", 8 / 255)
-        changes["report_epsilon"] = reported if reported in levels else levels[-1]
+        changes.setdefault("report_epsilon", 8 / 255 if 8 / 255 in levels else levels[-1])
     return changes
 
 

@@ -54,7 +54,7 @@ RISE = 0.25
 """Share of the promised gain that a step along the gradient must bring; behind eight grey levels it is 0.37."""
 
 ENOUGH = 5
-"""Eligible cases; with fewer, one case decides the figure."""
+"""Patients with an eligible case; with fewer, one decides the figure, however many slices there are of it."""
 
 FAILED = 0.05
 """Share of cases in which something may have failed; they are missing from the worst case, so it looks better."""
@@ -225,6 +225,10 @@ def _status(holds: bool) -> Status:
 
 def _cases(count: int) -> str:
     return f"{count} case" + ("" if count == 1 else "s")
+
+
+def _patients(count: int) -> str:
+    return f"{count} patient" + ("" if count == 1 else "s")
 
 
 # --- the gradient --------------------------------------------------------------------------------------------
@@ -549,11 +553,12 @@ def _joint(found: _Found) -> Check:
 def _enough(found: _Found) -> Check:
     asked = found.all["case"].nunique()
     count = len(found.clean)
+    patients = found.all.loc[found.all["case"].isin(found.clean.index), "patient"].nunique()
     return Check(
         "enough_cases",
-        "Enough cases are eligible",
-        _status(count >= ENOUGH),
-        f"{count} of {_cases(asked)} with a clean Dice of at least ½; {ENOUGH} are needed",
+        "Enough patients have an eligible case",
+        _status(patients >= ENOUGH),
+        f"{count} of {_cases(asked)} with a clean Dice of at least ½, of {_patients(patients)}; {ENOUGH} are needed",
         "A model has to find a structure before it can be robust in finding it, and few cases say little.",
         "completeness",
     )

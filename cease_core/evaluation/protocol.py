@@ -3,8 +3,8 @@
 Most take Dice per case, an array (cases,) for clean images and (levels, cases) under attack, where each level is the
 worst over all attacks up to that ε. A case that is NaN anywhere could not be measured and counts nowhere.
 
-Cases of one patient are no independent evidence. Where ``patients`` are given, what is drawn and tested are patients:
-the mean over each patient's cases takes their place.
+Cases of one patient are no independent evidence. Where ``patients`` are given, intervals draw patients with all their
+cases, and tests compare the means over each patient's cases.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ ELIGIBLE = 0.5
 MEDIS_THRESHOLD = 0.5
 
 FloatArray = NDArray[np.float64]
+
+_AT_ONCE = 1 << 20
+"""Values that a bootstrap holds at once, whatever the number of cases."""
 
 
 def _floats(values: ArrayLike) -> FloatArray:
@@ -202,7 +205,7 @@ class Paired:
     mean
         Of first minus second.
     low, high
-        95 % interval of the mean, by bootstrap over cases or patients.
+        95 % interval of the mean, by bootstrap over cases or patients; NaN for fewer than two.
     p
         Two-sided, Wilcoxon's signed-rank test; 1 where all differences are 0.
     cases
@@ -244,13 +247,24 @@ def interval(
 ) -> tuple[float, float]:
     """95 % interval of the mean of ``values`` (cases,), by percentile bootstrap over cases or ``patients`` (cases,).
 
-    NaN without a value.
+    A patient is drawn with all of its cases, so that the interval is of the mean over cases, however unequal the
+    patients are. NaN with fewer than two to draw from.
     """
-    data = independent(values, patients)
-    if not data.size:
+    data = _floats(values)
+    measured = ~np.isnan(data)
+    whose = np.arange(measured.sum())
+    if patients is not None:
+        _, whose = np.unique(np.asarray(patients)[measured], return_inverse=True)
+    sums, counts = np.bincount(whose, data[measured]), np.bincount(whose)
+    if len(sums) < 2:
         return float("nan"), float("nan")
-    picks = np.random.default_rng(seed).integers(0, len(data), (draws, len(data)))
-    low, high = np.percentile(data[picks].mean(axis=1), [2.5, 97.5])
+    generator = np.random.default_rng(seed)
+    means = np.empty(draws)
+    step = max(1, _AT_ONCE // len(sums))
+    for first in range(0, draws, step):
+        picks = generator.integers(0, len(sums), (min(step, draws - first), len(sums)))
+        means[first : first + step] = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 

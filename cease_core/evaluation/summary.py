@@ -4,7 +4,7 @@ A *measured* case has a clean row and a row of a white-box attack at every ε of
 counts nowhere, and a report says how many there are. The *worst case* of a case at ε is the lowest Dice over all trials
 but the one with a huge ε, at this ε and all smaller ones, the unattacked scan included. Means are over measured cases;
 success rates and distortions over those that are *eligible* as well, with a clean Dice of at least ½. Intervals are
-95 % percentile bootstraps over patients.
+95 % percentile bootstraps over patients, each drawn with all its cases; a single patient has none.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from cease_core.evaluation.protocol import (
     case_areas,
     d_success,
     eligible,
+    independent,
     interval,
     paired,
     smallest_epsilon,
@@ -51,7 +52,7 @@ class _Record(BaseModel):
 
 
 class Spread(_Record):
-    """A mean over cases with its 95 % interval; None without a case."""
+    """A mean over cases with its 95 % interval; None without a case, and without an interval."""
 
     mean: Figure
     low: Figure
@@ -404,6 +405,16 @@ class Measured:
         low, high = interval(data, patients=self.patients)
         return Spread(mean=_mean(data), low=_figure(low), high=_figure(high))
 
+    def rate(self, values: ArrayLike) -> Spread:
+        """As `spread`, of values that many cases share: where all patients agree there is no interval.
+
+        A bootstrap of what never varies has no width, and 0 % of five cases is not known to be 0 % of all.
+        """
+        found = self.spread(values)
+        if len(np.unique(independent(values, self.patients))) > 1:
+            return found
+        return Spread(mean=found.mean, low=None, high=None)
+
 
 # --- one model -----------------------------------------------------------------------------------------------
 
@@ -465,9 +476,9 @@ def _headline(found: Measured) -> Headline:
     return Headline(
         clean_dice=found.spread(before),
         worst_dice=found.spread(here),
-        asr_drop=found.spread(fallen(here)),
-        asr_drop_largest=found.spread(fallen(levels[-1])),
-        d_censored=found.spread(smallest),
+        asr_drop=found.rate(fallen(here)),
+        asr_drop_largest=found.rate(fallen(levels[-1])),
+        d_censored=found.rate(smallest),
         auc=found.spread(case_areas(before, levels, epsilons)),
     )
 

@@ -71,11 +71,12 @@ def make_audit(
     done: float = 1.0,
     class_names: Sequence[str] = ("core", "rim"),
     pictures: bool = False,
+    case_names: Sequence[str] | None = None,
 ) -> Audit:
     """Write an audit of ``models``, of which the share ``done`` is finished, and read it back."""
     folder.mkdir(parents=True, exist_ok=True)
     count = len(next(iter(models.values())).clean)
-    cases = [f"case{i}" for i in range(count)]
+    cases = list(case_names or (f"case{i}" for i in range(count)))
     patients = [f"patient{i // per_patient}" for i in range(count)]
     facts = _facts(models, cases, class_names)
     write_facts(folder, facts)
@@ -204,6 +205,7 @@ def _facts(models: Mapping[str, Made], cases: Sequence[str], class_names: Sequen
         "cases": list(cases),
         "data": "cd" * 32,
         "seen": [],
+        "kept": [],
         "unusable": {},
         "made": {
             "date": "2026-01-02",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import resource
 import shutil
@@ -21,7 +22,7 @@ from torch import nn
 from cease_core.data import find_cases, load_case
 from cease_core.errors import CeaseError
 from cease_core.evaluation.audit import AuditFinished, JobDone, Planned, Settings, Victim, audit, load_audit, tier
-from cease_core.evaluation.audit.store import CLEAN, PICTURES
+from cease_core.evaluation.audit.store import CLEAN, PICTURES, picture_path
 from cease_core.models import load_model
 from cease_core.models.library import SHIPPED
 
@@ -227,6 +228,126 @@ def test_two_audits_do_not_write_to_one_folder(tmp_path):
             run(tmp_path)
 
 
+def planned(out, models=MODELS[:1], cases=None, settings=None, **options):
+    """The plan alone: nothing is attacked."""
+    cases = find_cases(SAMPLES) if cases is None else cases
+    with closing(audit(models, cases, out, settings or small(cases=1), **options)) as events:
+        return next(events)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model in a folder of its own, and a function that changes its card."""
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED / MODELS[0], folder)
+
+    def change(**entries):
+        card = json.loads((folder / "card.json").read_text())
+        (folder / "card.json").write_text(json.dumps(card | entries))
+
+    return folder, change
+
+
+@pytest.mark.parametrize("changed", ["window", "heads"])
+def test_a_model_that_is_read_differently_is_another_one(model, tmp_path, changed):
+    folder, change = model
+    planned(tmp_path / "out", [folder])
+    if changed == "window":
+        change(window={"kind": "percentile", "low": 5.0, "high": 90.0})
+    else:
+        (folder / "heads.safetensors").write_bytes(b"other heads")
+    with pytest.raises(CeaseError, match="holds an audit with other models"):
+        planned(tmp_path / "out", [folder])
+
+
+def test_a_card_with_a_figure_that_is_no_number_is_the_same_card_again(model, tmp_path):
+    folder, change = model
+    change(training={"loss": float("nan")})
+    planned(tmp_path / "out", [folder])
+    planned(tmp_path / "out", [folder])
+
+
+def test_two_cases_that_changed_places_are_other_files(tmp_path):
+    first, second, *_ = find_cases(SAMPLES)
+    settings = small()
+    planned(tmp_path, cases=[first, second], settings=settings)
+    swapped = [
+        type(first)(first.name, second.image, second.labels),
+        type(first)(second.name, first.image, first.labels),
+    ]
+    with pytest.raises(CeaseError, match=r"holds an audit with other (cases|files)"):
+        planned(tmp_path, cases=swapped, settings=settings)
+
+
+def test_two_cases_of_one_name_are_refused(tmp_path):
+    first, *_ = find_cases(SAMPLES)
+    with pytest.raises(CeaseError, match="two cases are called"):
+        planned(tmp_path, cases=[first, first], settings=small())
+
+
+def test_a_name_that_cannot_be_written_leaves_its_case_out(tmp_path):
+    first, second, *_ = find_cases(SAMPLES)
+    odd = type(first)("scan \udcff", first.image, first.labels)
+    plan = planned(tmp_path, cases=[odd, second], settings=small())
+    assert "rename it" in plan.unusable["scan ?"]
+
+
+def test_a_source_with_the_name_of_another_model_is_refused(model, tmp_path):
+    folder, change = model
+    change(notes="another one")
+    with pytest.raises(CeaseError, match="two models are called"):
+        planned(tmp_path / "out", MODELS[:1], sources=[folder])
+
+
+def test_seen_cases_that_are_kept_are_written_down(tmp_path):
+    card = load_model(SHIPPED / MODELS[0]).card
+    case, *_ = find_cases(SAMPLES)
+    planned(tmp_path, cases=[type(case)(card.data.train[0], case.image, case.labels)], keep_seen=True)
+    assert load_audit(tmp_path).facts["kept"] == [card.data.train[0]]
+
+
+def test_what_a_model_sees_in_parts_is_not_attacked_through_its_features(tmp_path):
+    def trials(out, **changes):
+        planned(tmp_path / out, settings=small(cases=1, joint=True, **changes))
+        return {t["name"] for t in load_audit(tmp_path / out).facts["victims"][0]["trials"]}
+
+    assert trials("slice") - trials("volume", slices=0) == {"joint"}
+
+
+def test_another_version_that_goes_on_is_written_down(tmp_path):
+    planned(tmp_path)
+    facts = json.loads((tmp_path / "audit.json").read_text())
+    facts["made"]["versions"]["torch"] = "0.0.1"
+    (tmp_path / "audit.json").write_text(json.dumps(facts))
+    for _ in range(2):
+        planned(tmp_path)
+    facts = load_audit(tmp_path).facts
+    assert facts["made"]["versions"]["torch"] == "0.0.1"
+    assert [made["versions"]["torch"] for made in facts["resumed"]] == [torch.__version__]
+
+
+def test_a_file_is_no_folder_for_results(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "locked" / ".lock").mkdir(parents=True)
+    with pytest.raises(CeaseError, match="choose another"):
+        planned(tmp_path / "file")
+    with pytest.raises(CeaseError, match="choose another"):
+        planned(tmp_path / "locked")
+
+
+def test_every_picture_has_a_file_of_its_own(tmp_path):
+    names = ["a b", "a_b", "a(b)", "...", "....", "é" * 200, "é" * 201, "../x", "plain"]
+    paths = {picture_path(tmp_path, model, "case") for model in names}
+    paths |= {picture_path(tmp_path, "model", case) for case in names}
+    assert len(paths) == 2 * len(names)
+    for model in names:
+        path = picture_path(tmp_path, model, model)
+        assert tmp_path / PICTURES in path.resolve().parents
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    assert picture_path(tmp_path, "plain", "scd_15") == tmp_path / PICTURES / "plain" / "scd_15.npz"
+
+
 def test_no_cases_is_said(tmp_path):
     with pytest.raises(CeaseError, match="no case to audit on"):
         run(tmp_path, cases=[])
@@ -311,6 +432,26 @@ def test_a_model_that_fails_on_one_case_is_recorded_and_the_rest_goes_on(tmp_pat
     assert failed["dice"].isna().all()
     assert failed["error"].str.contains("a layer gave up").all()
     assert (rows[rows["case"] != failed["case"].iloc[0]]["error"] == "").all()
+
+
+class Two(nn.Module):
+    """Gives a tuple, as some models do."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.mode = model, model.mode
+
+    def forward(self, images):
+        return self.model(images), images
+
+
+def test_a_model_that_gives_something_else_is_recorded_without_stack_frames(tmp_path, capfd, caplog):
+    model = load_model(SHIPPED / MODELS[0])
+    events = run(tmp_path, [Victim.in_memory("two", Two(model), model.card)], settings=small(cases=1))
+    assert events[-1].complete
+    assert load_audit(tmp_path).rows["error"].str.contains("the model failed on this case").all()
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_model_in_memory_gives_the_figures_of_its_folder(whole, tmp_path):

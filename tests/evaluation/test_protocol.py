@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -147,6 +148,30 @@ def test_pairs_that_were_not_measured_are_left_out() -> None:
     assert nothing.cases == 0
     assert math.isnan(nothing.mean)
     assert math.isnan(nothing.p)
+
+
+def test_an_interval_belongs_to_the_mean_beside_it_however_unequal_patients_are() -> None:
+    values = np.array([0.9] * 10 + [0.5, 0.52, 0.48, 0.5, 0.51])
+    low, high = interval(values, patients=["a"] * 10 + ["b", "c", "d", "e", "f"])
+    assert low < values.mean() < high
+    assert low < 0.55  # where the patient with ten slices was not drawn
+
+
+def test_one_patient_has_no_interval() -> None:
+    assert all(math.isnan(edge) for edge in interval([0.4, 0.5, 0.6], patients=["a", "a", "a"]))
+    assert all(math.isnan(edge) for edge in interval([0.4]))
+    one = paired([0.9, 0.8], [0.1, 0.2], ["a", "a"])
+    assert (one.mean, one.cases) == (pytest.approx(0.7), 1)
+    assert math.isnan(one.low)
+
+
+def test_memory_of_an_interval_does_not_grow_with_its_cases() -> None:
+    values = np.random.default_rng(1).random(2000)
+    tracemalloc.start()
+    interval(values)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * 2**20
 
 
 def test_a_band_is_the_interval_of_each_level() -> None:

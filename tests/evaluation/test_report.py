@@ -20,6 +20,7 @@ from cease_core.errors import CeaseError
 from cease_core.evaluation.audit.store import picture_path
 from cease_core.evaluation.report import write_report
 from cease_core.evaluation.report.pictures import WIDEST, take
+from cease_core.evaluation.report.words import share
 
 CLEAN = (0.9, 0.8, 0.7, 0.6, 0.55, 0.4)
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/a.png onerror=alert(1)>"
@@ -269,6 +270,64 @@ def test_a_comparison_with_a_doubtful_model_says_so(tmp_path: Path) -> None:
     make_audit(tmp_path, {"honest": Made(CLEAN, 0.05), "masked": Made(CLEAN, 0.0001, title="Masked")})
     text = read(tmp_path)[0].text
     assert "But the figure of “Masked” is doubtful: gradient masking suspected." in text
+
+
+def test_cases_that_a_model_has_seen_are_named_where_they_were_kept(tmp_path: Path) -> None:
+    make_audit(tmp_path, {"m": Made(CLEAN, 0.05)})
+    facts = json.loads((tmp_path / "audit.json").read_text())
+    (tmp_path / "audit.json").write_text(json.dumps(facts | {"kept": ["case0", "case3"]}))
+    told = "2 of the 6 cases were used to train a model or to choose its checkpoint"
+    assert told in read(tmp_path)[0].text
+    assert told in (tmp_path / "robustness.md").read_text(encoding="utf-8")
+
+
+def test_an_audit_that_went_on_elsewhere_says_so(tmp_path: Path) -> None:
+    make_audit(tmp_path, {"m": Made(CLEAN, 0.05)})
+    facts = json.loads((tmp_path / "audit.json").read_text())
+    facts["resumed"] = [facts["made"] | {"processor": "another processor", "versions": {"torch": "3.0.1"}}]
+    (tmp_path / "audit.json").write_text(json.dumps(facts))
+    text = read(tmp_path)[0].text
+    assert "another processor" in text
+    assert "torch 3.0.1" in text
+
+
+def test_one_patient_is_compared_without_an_interval(tmp_path: Path) -> None:
+    models = {"a": Made(CLEAN, 0.05), "b": Made(CLEAN, 0.01)}
+    make_audit(tmp_path, models, per_patient=len(CLEAN))
+    text = read(tmp_path)[0].text
+    assert "interval –" not in text
+    assert "One patient is too few to tell them apart." in text
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        {"relevance": "see the paper"},
+        {"relevance": {"scores": {"sobel": {"c_in": "much", "chance": float("nan")}, "hog": None}}},
+        {"relevance": {"scores": ["sobel"], "noise_floor": "low"}, "training": {"selection": ["sobel"]}},
+        {"training": {"selection": {"chosen": "sobel", "reasons": "none", "rule": 3}}},
+    ],
+)
+def test_a_card_that_says_something_else_of_its_tasks_stops_no_report(tmp_path: Path, card: dict[str, Any]) -> None:
+    make_audit(tmp_path, {"m": Made(CLEAN, 0.05, facts=card)})
+    assert "nan" not in read(tmp_path)[0].text.split()
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(1.0, "100 %"), (0.996, "99.6 %"), (0.9999, "> 99.9 %"), (0.5, "50 %"), (0.0, "0 %")]
+)
+def test_only_all_is_a_hundred_per_cent(value: float, told: str) -> None:
+    assert share(value) == told
+
+
+@pytest.mark.parametrize("lost", ["settings", "cases", "class_names", "made", "data"])
+def test_a_plan_that_lacks_something_is_one_sentence(tmp_path: Path, lost: str) -> None:
+    make_audit(tmp_path, {"m": Made(CLEAN, 0.05)})
+    facts = json.loads((tmp_path / "audit.json").read_text())
+    del facts[lost]
+    (tmp_path / "audit.json").write_text(json.dumps(facts))
+    with pytest.raises(CeaseError, match=lost):
+        write_report(tmp_path)
 
 
 def test_the_cards_section_stands_for_itself(report: tuple[Path, Page, dict[str, Any], pd.DataFrame]) -> None:

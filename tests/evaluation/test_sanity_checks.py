@@ -45,6 +45,9 @@ PROBE = {
 }
 
 
+COLUMNS = ("model", "attack", "role", "epsilon", "case", "patient", "dice", "error")
+
+
 def audit_of(
     changes: Mapping[tuple[str, str, float], float | Sequence[float]] | None = None,
     *,
@@ -59,8 +62,8 @@ def audit_of(
         for case, value in zip(CASES, np.broadcast_to(np.asarray(dice, dtype=float), len(CASES)), strict=True):
             error = (errors or {}).get((attack, case), "")
             if role not in without:
-                rows.append(("model", attack, role, epsilon, case, np.nan if error else value, error))
-    frame = pd.DataFrame(rows, columns=["model", "attack", "role", "epsilon", "case", "dice", "error"])
+                rows.append(("model", attack, role, epsilon, case, case, np.nan if error else value, error))
+    frame = pd.DataFrame(rows, columns=COLUMNS)
     # Another model's rows must make no difference.
     other = frame.assign(model="other", dice=1.0)
     probes = pd.DataFrame([{"model": "model", "case": c, **PROBE, **(probe or {})} for c in CASES])
@@ -292,6 +295,13 @@ def test_too_few_eligible_cases() -> None:
     few = audit_of({("clean", "clean", 0.0): [0.9, 0.9, 0.9, 0.9, 0.4, 0.4]})
     assert judged(few) == ("incomplete", {"enough_cases"})
     assert check(few, "enough_cases").figure.startswith("4 of 6 cases")
+
+
+def test_many_slices_of_few_patients_are_few() -> None:
+    audit = audit_of()
+    audit.rows["patient"] = audit.rows["case"].map({c: f"patient {i // 2}" for i, c in enumerate(CASES)})
+    assert judged(audit) == ("incomplete", {"enough_cases"})
+    assert "of 3 patients" in check(audit, "enough_cases").figure
 
 
 def test_cases_that_are_not_eligible_have_no_say() -> None:

@@ -160,6 +160,29 @@ def test_slices_of_one_patient_are_one_piece_of_evidence(tmp_path: Path) -> None
     assert widths[1] > widths[0]
 
 
+def test_a_rate_on_which_all_patients_agree_has_no_interval(summary: Summary) -> None:
+    # A bootstrap of what never varies has no width, which would claim certainty.
+    better = summary.models[1].headline
+    for spread in (better.asr_drop_largest, better.d_censored):
+        assert spread.mean is not None
+        assert spread.low is spread.high is None
+
+
+def test_the_interval_of_unequal_patients_holds_its_mean(tmp_path: Path) -> None:
+    clean = [0.9] * 10 + [0.6, 0.62, 0.58, 0.61, 0.6]
+    audit = make_audit(tmp_path, {"m": Made(clean, 0.01)})
+    audit.rows.loc[audit.rows["case"].isin([f"case{i}" for i in range(10)]), "patient"] = "one"
+    spread = summarise(audit).models[0].headline.clean_dice
+    assert figure(spread.low) <= figure(spread.mean) <= figure(spread.high)
+
+
+@pytest.mark.parametrize("name", ["NA", "null", "nan", "007", "1e5"])
+def test_a_case_may_be_called_anything(tmp_path: Path, name: str) -> None:
+    audit = make_audit(tmp_path, {"m": Made((0.9, 0.8), 0.05)}, case_names=[name, "other"])
+    assert list(audit.cases["case"]) == [name, "other"]
+    assert summarise(audit).models[0].counts.measured == 2
+
+
 def test_it_reads_back_what_it_wrote(summary: Summary) -> None:
     assert Summary.model_validate_json(summary.model_dump_json()) == summary
 

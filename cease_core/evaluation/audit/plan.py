@@ -113,7 +113,7 @@ class Settings(BaseModel):
     joint: bool = False
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=1, ge=1)
-    tolerance: float = Field(default=2.0, gt=0)
+    tolerance: float = Field(default=2.0, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _in_order(self) -> Settings:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cease_core.attacks.on_scan import in_windows
 from cease_core.data import Case
 from cease_core.errors import CeaseError
 from cease_core.evaluation.audit.executors import Executor, Serial
@@ -35,8 +37,8 @@ from cease_core.evaluation.audit.store import (
     write_facts,
     write_tables,
 )
-from cease_core.evaluation.audit.units import choose, units_of
-from cease_core.evaluation.audit.victims import Victim, alike, victims_of
+from cease_core.evaluation.audit.units import Selection, choose, units_of
+from cease_core.evaluation.audit.victims import Victim, alike, check_names, victims_of
 from cease_core.evaluation.audit.work import Job, Outcome, Picture, Unit
 from cease_core.io.files import write_atomically, write_reason
 from cease_core.models.segmenter import SegmentationModel
@@ -166,6 +168,8 @@ def audit(
         lock.acquire()
     except filelock.Timeout as error:
         raise CeaseError(f"another audit is writing to {folder}; wait for it, or choose another folder.") from error
+    except OSError as error:
+        raise CeaseError(f"cannot write to {folder}: {write_reason(error)}.") from error
     try:
         yield from _run(models, cases, folder, settings, sources, keep_seen, device, executor or Serial(), stopped)
     finally:
@@ -176,6 +180,8 @@ def _folder(out: str | Path) -> Path:
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise CeaseError(f"{folder} is a file; choose another folder for the results.") from error
     except OSError as error:
         raise CeaseError(f"cannot make the folder {folder}: {write_reason(error)}.") from error
     return folder
@@ -194,16 +200,17 @@ def _run(
 ) -> Generator[AuditEvent, None, None]:
     victims = victims_of(models)
     others = tuple(Victim.of(s) for s in sources)
+    check_names(victims, others)
     chosen = choose(cases, victims, settings, keep_seen=keep_seen)
     units, table, unusable = _units(chosen.cases, victims[0], settings, stopped)
     if stopped():
         return
-    plans = {v.name: _trials(v, (*victims, *others), settings, device) for v in victims}
-    facts = _facts(settings, victims, others, plans, table, chosen.seen, unusable, device)
-    _keep_plan(folder, facts, table)
+    plans = {v.name: _trials(v, (*victims, *others), table, settings, device) for v in victims}
+    facts = _facts(settings, victims, others, plans, table, chosen, unusable, device)
     journal = Journal(folder / JOURNAL)
     keys = keys_of(facts)
     finished = sum(key in journal for key in keys)
+    _keep_plan(folder, facts, table, over=finished == len(keys))
     yield Planned(len(keys), finished, tuple(facts["cases"]), chosen.seen, unusable, journal.damaged)
     jobs = _jobs(units, victims, others, plans, settings, device, journal)
     album = _Album(folder, {v: [t.name for t in plan] for v, plan in plans.items()})
@@ -244,16 +251,29 @@ def _units(
                 units.append(unit)
                 table.append(facts)
         except CeaseError as error:
-            unusable[case.name] = str(error)
+            unusable[_legible(case.name)] = _legible(str(error))
+    for name, count in Counter(unit.name for unit in units).items():
+        if count > 1:
+            raise CeaseError(f"two cases are called {name}; rename one.")
     if not units:
         first, reason = next(iter(unusable.items()))
         raise CeaseError(f"no case can be used; of {first}, for one: {reason}")
     return units, table, unusable
 
 
-def _trials(victim: Victim, others: Sequence[Victim], settings: Settings, device: str) -> tuple[Trial, ...]:
+def _legible(text: str) -> str:
+    """Text that any file can hold: names of files need not be Unicode."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _trials(
+    victim: Victim, others: Sequence[Victim], table: Sequence[dict[str, Any]], settings: Settings, device: str
+) -> tuple[Trial, ...]:
     names = tuple(dict.fromkeys(o.name for o in others if o.name != victim.name and alike(o, victim)))
-    encoder = isinstance(victim.load(device), SegmentationModel)
+    model = victim.load(device)
+    shapes = {tuple(json.loads(row["shape"])) for row in table}
+    # What is seen window by window has no features of the whole.
+    encoder = isinstance(model, SegmentationModel) and all(in_windows(model, shape) is model for shape in shapes)
     return trials(settings, encoder=encoder, sources=names)
 
 
@@ -290,7 +310,7 @@ def _facts(
     others: Sequence[Victim],
     plans: dict[str, tuple[Trial, ...]],
     table: Sequence[dict[str, Any]],
-    seen: tuple[str, ...],
+    chosen: Selection,
     unusable: dict[str, str],
     device: str,
 ) -> dict[str, Any]:
@@ -298,13 +318,14 @@ def _facts(
     return {
         "settings": settings.model_dump(mode="json"),
         "victims": [v.describe() | {"trials": [t.describe() for t in plans[v.name]]} for v in victims],
-        "sources": [{"name": o.name, "weights": o.weights} for o in others],
+        "sources": [{"name": o.name, "weights": o.weights, "reading": o.reading} for o in others],
         "classes": [c.id for c in card.classes],
         "class_names": [c.model_dump(mode="json") for c in card.classes],
         "cases": [row["case"] for row in table],
-        "data": hashlib.sha256("".join(sorted({row["sha256"] for row in table})).encode()).hexdigest(),
+        "data": hashlib.sha256("".join(f"{row['case']}\0{row['sha256']}\n" for row in table).encode()).hexdigest(),
         "device": device.partition(":")[0],
-        "seen": list(seen),
+        "seen": list(chosen.seen),
+        "kept": [name for name in chosen.kept if _legible(name) not in unusable],
         "unusable": unusable,
         "made": {
             "date": time.strftime("%Y-%m-%d"),
@@ -340,21 +361,29 @@ _SAME = {
 }
 
 
-def _keep_plan(folder: Path, facts: dict[str, Any], table: Sequence[dict[str, Any]]) -> None:
-    """Write the plan, or see that the folder holds the same one."""
+def _keep_plan(folder: Path, facts: dict[str, Any], table: Sequence[dict[str, Any]], *, over: bool) -> None:
+    """Write the plan, or see that the folder holds the same one; whoever does a part of it is written down."""
     if (folder / FACTS).exists():
         old = read_facts(folder)
         for entry, name in _SAME.items():
-            if json.loads(json.dumps(facts[entry])) != old.get(entry):
+            # As text: a card may hold a NaN, which equals nothing.
+            if json.dumps(facts[entry], sort_keys=True) != json.dumps(old.get(entry), sort_keys=True):
                 raise CeaseError(
                     f"{folder} holds an audit with other {name}; choose another folder, or give the same ones."
                 )
+        facts["resumed"] = list(old.get("resumed", []))
+        if not over and not any(_same_maker(facts["made"], made) for made in (old["made"], *facts["resumed"])):
+            facts["resumed"].append(facts["made"])
         facts["made"] = old["made"]
     elif (folder / JOURNAL).exists():
         raise CeaseError(f"{folder} holds results without their {FACTS}; choose another folder.")
     frame = pd.DataFrame(table)
     write_atomically(folder / f"{CASES}.csv", ".csv", lambda part: frame.to_csv(part, index=False))
     write_facts(folder, facts)
+
+
+def _same_maker(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one[entry] == other.get(entry) for entry in one if entry != "date")
 
 
 # --- pictures ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import zlib
@@ -199,6 +200,9 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     write_text(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
+_NEEDED = ("settings", "victims", "classes", "class_names", "cases", "data", "made", "seen", "unusable")
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
     """Read ``audit.json``.
 
@@ -210,8 +214,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / FACTS
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts, dict) or "victims" not in facts:
-            raise ValueError("it names no models")
+        if not isinstance(facts, dict):
+            raise ValueError("it is no plan of an audit")
+        if lost := [entry for entry in _NEEDED if entry not in facts]:
+            raise ValueError(f"it lacks {lost[0]!r}")
     except FileNotFoundError as error:
         raise CeaseError(f"{folder} holds no audit; choose a folder that `cease audit --out` has written.") from error
     except (OSError, ValueError) as error:
@@ -284,10 +290,20 @@ def keys_of(facts: Mapping[str, Any]) -> list[Key]:
     ]
 
 
+_LONGEST = 100
+"""Letters of a name in a file's: file systems allow 255 bytes."""
+
+
 def picture_path(folder: Path, model: str, case: str) -> Path:
-    """Where the picture of a case is kept; names that are no file names are made ones."""
-    safe = ["".join(c if c.isalnum() or c in "._-" else "_" for c in name).lstrip(".") for name in (model, case)]
-    return folder / PICTURES / safe[0] / f"{safe[1]}.npz"
+    """Where the picture of a case is kept; names that are no file names are made ones, each another."""
+    return folder / PICTURES / _file_name(model) / f"{_file_name(case)}.npz"
+
+
+def _file_name(name: str) -> str:
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name).lstrip(".")[:_LONGEST]
+    if plain == name:
+        return name
+    return f"{plain}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -372,7 +388,9 @@ def load_audit(folder: str | Path) -> Audit:
     for name in _LAST:
         frame[name] = frame[name].fillna("")
     try:
-        cases = pd.read_csv(folder / f"{CASES}.csv", dtype={"case": str, "patient": str, "sha256": str})
+        # A case may be called NA.
+        words = {"case": str, "patient": str, "sha256": str}
+        cases = pd.read_csv(folder / f"{CASES}.csv", dtype=words, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise CeaseError(f"{folder / CASES}.csv cannot be read ({error}); run the audit again.") from error
     return Audit(folder, facts, frame, pd.DataFrame(probes), cases, len(keys), finished)

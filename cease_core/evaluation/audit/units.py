@@ -32,10 +32,13 @@ class Selection:
         In the order of a hash of their patients' names.
     seen
         Names of those that were left out because a model was trained, or its checkpoint chosen, on them.
+    kept
+        Names of those that were taken although.
     """
 
     cases: tuple[Case, ...]
     seen: tuple[str, ...]
+    kept: tuple[str, ...] = ()
 
 
 def choose(cases: Iterable[Case], victims: Sequence[Victim], settings: Settings, *, keep_seen: bool) -> Selection:
@@ -61,8 +64,10 @@ def choose(cases: Iterable[Case], victims: Sequence[Victim], settings: Settings,
             "every case was used to train a model or to choose its checkpoint, as its card says; "
             "choose other data, or keep them with --keep-seen and say so."
         )
-    seen = tuple(c.name for c in ordered if c.name in known) if not keep_seen else ()
-    return Selection(tuple(fresh[: settings.cases]), seen)
+    chosen = tuple(fresh[: settings.cases])
+    if keep_seen:
+        return Selection(chosen, (), tuple(c.name for c in chosen if c.name in known))
+    return Selection(chosen, tuple(c.name for c in ordered if c.name in known))
 
 
 def units_of(case: Case, victim: Victim, settings: Settings) -> Iterator[tuple[Unit, dict[str, Any]]]:
@@ -73,6 +78,8 @@ def units_of(case: Case, victim: Victim, settings: Settings) -> Iterator[tuple[U
     CeaseError
         If scan or labels cannot be read or do not fit the model.
     """
+    if any("\ud800" <= letter <= "\udfff" for letter in case.name + case.patient):
+        raise CeaseError(f"the name {case.name!r} is no Unicode and cannot be written down; rename it.")
     scan, labels = load_case(case)
     model = victim.card
     check_scan(scan, model)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cease_core.errors import CeaseError
 from cease_core.models import ModelCard, find_model, load_model, prepare
 from cease_core.models.card import Mode, same_classes
-from cease_core.models.checkpoint import WEIGHTS, load_card
+from cease_core.models.checkpoint import HEADS, WEIGHTS, load_card
 from cease_core.models.segmenter import ScanModel, Segmenter, check_scan
 from cease_core.scan import Scan
 
@@ -36,6 +36,8 @@ class Victim:
         Where it is loaded from, anew in every process; None for a model in memory.
     model
         The model in memory, in evaluation mode; None if there is a folder.
+    reading
+        Hash of the card and of the auxiliary heads: how the weights are used, and what is attacked beside them.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Victim:
     weights: str
     folder: Path | None = None
     model: Segmenter | None = field(default=None, repr=False)
+    reading: str = ""
 
     @classmethod
     def of(cls, model: str | Path | Victim) -> Victim:
@@ -57,7 +60,8 @@ class Victim:
             return model
         folder = find_model(model).absolute()
         card = load_card(folder)
-        return cls(card.name, card, file_hash(folder / WEIGHTS), folder)
+        heads = file_hash(folder / HEADS) if (folder / HEADS).exists() else ""
+        return cls(card.name, card, file_hash(folder / WEIGHTS), folder, reading=_reading(card, heads))
 
     @classmethod
     def in_memory(cls, name: str, model: Segmenter, card: ModelCard) -> Victim:
@@ -77,7 +81,7 @@ class Victim:
             for key, tensor in model.state_dict().items():
                 whole.update(key.encode())
                 whole.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return cls(name, card, whole.hexdigest(), model=model)
+        return cls(name, card, whole.hexdigest(), model=model, reading=_reading(card))
 
     def load(self, device: str) -> ScanModel:
         """The model, ready for attacks.
@@ -88,7 +92,7 @@ class Victim:
             If it cannot be loaded.
         """
         if self.folder is not None:
-            return _loaded(self.folder, self.weights, device)
+            return _loaded(self.folder, self.weights, self.reading, device)
         assert self.model is not None
         if isinstance(self.model, ScanModel):
             return self.model
@@ -103,6 +107,7 @@ class Victim:
             "folder": self.folder.name if self.folder else None,
             "defence": card.defence,
             "weights": self.weights,
+            "reading": self.reading,
             "architecture": card.architecture,
             "training": card.training,
             "notes": card.notes,
@@ -128,9 +133,13 @@ class Carded(nn.Module):
         check_scan(scan, self.card)
 
 
+def _reading(card: ModelCard, heads: str = "") -> str:
+    return hashlib.sha256((card.model_dump_json() + heads).encode()).hexdigest()
+
+
 @lru_cache(maxsize=8)
-def _loaded(folder: Path, weights: str, device: str) -> ScanModel:
-    del weights  # of another hash, it is another model
+def _loaded(folder: Path, weights: str, reading: str, device: str) -> ScanModel:
+    del weights, reading  # of another hash, it is another model
     return prepare(load_model(folder), torch.device(device))
 
 
@@ -161,6 +170,15 @@ def victims_of(models: Sequence[str | Path | Victim]) -> tuple[Victim, ...]:
                 "audit them one by one."
             )
     return found
+
+
+def check_names(victims: Sequence[Victim], sources: Sequence[Victim]) -> None:
+    """Raise a `CeaseError` if a source has the name of another model."""
+    known: dict[str, Victim] = {}
+    for model in (*victims, *sources):
+        other = known.setdefault(model.name, model)
+        if (other.weights, other.reading) != (model.weights, model.reading):
+            raise CeaseError(f"two models are called {model.name}; rename one, so that its transfers can be told.")
 
 
 def alike(one: Victim, other: Victim) -> bool:

@@ -159,11 +159,11 @@ def do(job: Job, stopped: Stopped | None = None) -> Outcome:
             outcome = failure(job, str(error))
         except RuntimeError as error:
             if not is_out_of_memory(error):
-                log.exception("%s failed", job.key)
+                log.info("%s failed", job.key, exc_info=True)
             told = "it does not fit into memory" if is_out_of_memory(error) else repr(error)
             outcome = failure(job, f"the model failed on this case: {told}.")
         except Exception as error:
-            log.exception("%s failed", job.key)
+            log.info("%s failed", job.key, exc_info=True)
             outcome = failure(job, f"the model failed on this case: {error!r}.")
     return replace(outcome, entry=replace(outcome.entry, seconds=time.monotonic() - began))
 

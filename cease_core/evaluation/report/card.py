@@ -48,6 +48,7 @@ def card_section(audit: Audit, summary: Summary, model: ModelSummary) -> str:
     parts = [
         f"## Robustness: {_text(model.title)}",
         _text(words.unfinished(summary)),
+        _text(words.familiar(audit)),
         _text(words.finding(summary, model)),
         f"**Verdict: {_text(model.verdict.label)}.** {_text(words.belief(model))}",
         _table(("Figure", "Value", "95 % interval"), figures),

@@ -108,6 +108,8 @@ def page(audit: Audit, summary: Summary) -> str:
         titles={m.name: m.title for m in summary.models},
         classes=audit.facts["class_names"],
         unfinished=words.unfinished(summary),
+        familiar=words.familiar(audit),
+        machines=[audit.facts["made"], *audit.facts.get("resumed", [])],
         contrasts=[c for c in contrasts if c],
         curves=Markup(_worst_curves(views)),
         cases=_cases(audit, views, found),
@@ -184,21 +186,22 @@ def _by_loss(found: Measured) -> list[str]:
 
 def _tasks(victim: Mapping[str, Any]) -> Tasks | None:
     """What the card says of the choice of auxiliary tasks: scores, reasons, or both."""
-    selection = (victim.get("training") or {}).get("selection") or {}
-    relevance = victim.get("relevance") or {}
-    scores: Mapping[str, Any] = relevance.get("scores") or {}
-    reasons: Mapping[str, str] = selection.get("reasons") or {}
-    chosen = list(selection.get("chosen") or [])
+    selection = _entries(_entries(victim.get("training")).get("selection"))
+    relevance = _entries(victim.get("relevance"))
+    scores = {str(name): _entries(score) for name, score in _entries(relevance.get("scores")).items()}
+    reasons = _entries(selection.get("reasons"))
+    listed = selection.get("chosen")
+    chosen = [str(name) for name in listed] if isinstance(listed, list) else []
     names = [*chosen, *(n for n in (*reasons, *scores) if n not in chosen)]
     if not names:
         return None
     figures = ("c_in", "chance", "c_theta", "learnable")
     tasks = tuple(
         Task(
-            name=str((scores.get(name) or {}).get("title") or name),
+            name=str(scores.get(name, {}).get("title") or name),
             chosen=name in chosen,
             reason=str(reasons.get(name, "")),
-            **{f: (scores.get(name) or {}).get(f) for f in figures},
+            **{f: _number(scores.get(name, {}).get(f)) for f in figures},
         )
         for name in dict.fromkeys(names)
     )
@@ -207,8 +210,17 @@ def _tasks(victim: Mapping[str, Any]) -> Tasks | None:
         rule=str(selection.get("rule") or ""),
         tasks=tasks,
         measured=bool(scores),
-        noise_floor=relevance.get("noise_floor"),
+        noise_floor=_number(relevance.get("noise_floor")),
     )
+
+
+def _entries(value: Any) -> Mapping[str, Any]:
+    """What a card has there, if it is of the kind that trainings write: cards may say anything."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _trials(audit: Audit) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from cease_core.evaluation.audit.store import Audit
 from cease_core.evaluation.summary import Difference, Figure, ModelSummary, Spread, Summary
 
 UNDEFINED = "–"
@@ -24,7 +25,7 @@ def number(value: Figure, digits: int = 3) -> str:
     >>> number(0.5), number(None)
     ('0.500', '–')
     """
-    return UNDEFINED if value is None else f"{value:.{digits}f}".replace("-", "−")
+    return UNDEFINED if value is None or not math.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
 def share(value: Figure) -> str:
@@ -32,14 +33,17 @@ def share(value: Figure) -> str:
 
     Examples
     --------
-    >>> share(0.123), share(0.004), share(0.0001), share(0)
-    ('12 %', '0.4 %', '< 0.1 %', '0 %')
+    >>> share(0.123), share(0.004), share(0.0001), share(0), share(0.996)
+    ('12 %', '0.4 %', '< 0.1 %', '0 %', '99.6 %')
     """
     if value is None:
         return UNDEFINED
     if 0 < value < 0.0005:
         return "< 0.1 %"
-    return f"{100 * value:.1f} %" if 0 < value < 0.0995 else f"{100 * value:.0f} %"
+    if 0.9995 <= value < 1:
+        return "> 99.9 %"
+    fine = 0 < value < 0.0995 or 0.995 <= value < 1
+    return f"{100 * value:.1f} %" if fine else f"{100 * value:.0f} %"
 
 
 def level(epsilon: Figure, digits: int = 1) -> str:
@@ -171,6 +175,20 @@ def unfinished(summary: Summary) -> str:
     )
 
 
+def familiar(audit: Audit) -> str:
+    """A warning where models were asked about cases that they know; otherwise empty."""
+    kept = len(audit.facts.get("kept", ()))
+    if not kept:
+        return ""
+    # The table of cases has a row for each slice.
+    cases = plural(audit.cases["sha256"].nunique(), "case")
+    were = "was" if kept == 1 else "were"
+    return (
+        f"{count(kept)} of the {cases} {were} used to train a model or to choose its checkpoint, as its card says; "
+        "on data that no model has seen the figures may be lower."
+    )
+
+
 def contrast(summary: Summary, difference: Difference) -> str:
     """What a difference in worst-case Dice means, and whether it can be believed; empty where there is none."""
     if summary.comparison is None or difference.mean is None:
@@ -183,11 +201,14 @@ def contrast(summary: Summary, difference: Difference) -> str:
     said = (
         f"On the {plural(summary.comparison.cases, 'case')} that all compared models segment acceptably, "
         f"“{pair[0].title}” keeps {number(abs(difference.mean), 2)} Dice {more} than “{pair[1].title}” at "
-        f"{level(summary.epsilon)} (95\u00a0% interval {signed(difference.low, 2)} to {signed(difference.high, 2)}, "
-        f"p {p})."
+        f"{level(summary.epsilon)}"
     )
-    if difference.low is not None and difference.high is not None and difference.low <= 0 <= difference.high:
-        said += " The interval holds 0, so the audit does not tell them apart."
+    if difference.low is None or difference.high is None:
+        said += ". One patient is too few to tell them apart."
+    else:
+        said += f" (95\u00a0% interval {signed(difference.low, 2)} to {signed(difference.high, 2)}, p {p})."
+        if difference.low <= 0 <= difference.high:
+            said += " The interval holds 0, so the audit does not tell them apart."
     for model in pair:
         if model.verdict.label != "credible":
             said += f" But the figure of “{model.title}” is {model.verdict.label}."
