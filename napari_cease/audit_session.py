@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +29,9 @@ from cease_core.models import ModelCard
 from cease_core.models.checkpoint import load_card
 from cease_core.models.library import user_library
 from napari_cease.jobs.auditing import FIGURES, Request, Status
+from napari_cease.units import LEVELS
 
 State = Literal["idle", "running", "stopped", "finished", "failed"]
-LEVELS = 255
 AT_ONCE = 2**17
 """Bytes of a journal that are read in one go, a few milliseconds' worth."""
 
@@ -97,7 +97,7 @@ class Results:
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self.facts = facts
         self.rows: list[Row] = []
-        self.titles: dict[str, str] = {v["name"]: v["title"] for v in facts["victims"]}
+        self.titles = _titles(facts["victims"])
         self.levels: tuple[float, ...] = tuple(facts["settings"]["epsilons"])
         self.jobs = len(keys_of(facts))
         self._done: set[tuple[str, str, str]] = set()
@@ -173,6 +173,12 @@ class Results:
                 each = known.get(key) or (sum(others) / len(others) if others else usual)
                 left += each * (cases - len(self._spent.get(key, ())))
         return left
+
+
+def _titles(victims: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What each model is called; where several have one title, their names tell them apart."""
+    count = Counter(v["title"] for v in victims)
+    return {v["name"]: v["title"] if count[v["title"]] == 1 else f"{v['title']} ({v['name']})" for v in victims}
 
 
 @dataclass(frozen=True)

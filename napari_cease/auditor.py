@@ -83,6 +83,8 @@ class Auditor(QObject):
                 emit(look(models, data, settings, keep_seen=keep_seen))
 
             self._generation = self.worker.submit(work)
+        else:
+            self._starting = False
         self.looked.emit()
 
     def _on_said(self, generation: int, found: object) -> None:
@@ -122,7 +124,7 @@ class Auditor(QObject):
         except CeaseError as error:
             self.failed.emit(str(error))
             return
-        self._follow(run)
+        self._follow(run, started=True)
 
     def resume(self) -> None:
         """Let the audit go on: the same request again, of which what is done is not done again."""
@@ -134,7 +136,7 @@ class Auditor(QObject):
             self.failed.emit(str(error))
             return
         # From the journal's beginning: lines that a kill has left damaged are written anew.
-        self._follow(self.run)
+        self._follow(self.run, started=True)
 
     def cancel(self) -> None:
         """Ask the audit to end; what is done is kept. Asked again, it is ended at once."""
@@ -169,11 +171,15 @@ class Auditor(QObject):
         """Show no audit any more; one that is under way goes on."""
         self._poll.stop()
         self.run = self._tail = None
+        self._starting = False
         self.session.begin(None)
         self.refreshed.emit()
 
-    def _follow(self, run: AuditRun) -> None:
-        self.run, self._tail, self._watched = run, JournalTail(run.folder / JOURNAL), False
+    def _follow(self, run: AuditRun, *, started: bool = False) -> None:
+        # An audit that was started here may end before it is looked at for the first time.
+        self.run, self._tail, self._watched = run, JournalTail(run.folder / JOURNAL), started
+        # A start that was still to come would take this audit's place.
+        self._starting = False
         self.session.begin(run.folder)
         self.poll()
 
@@ -193,12 +199,11 @@ class Auditor(QObject):
             return
         if s.results is not None:
             s.hear(self._tail.read())
-        if self._tail.more:
-            self._poll.start(AGAIN)
-        else:
+        # How it ended is known once all of its journal is.
+        if status.stage == "running" or not self._tail.more:
             s.stand(status)
-            if s.alive:
-                self._poll.start(POLL)
+        if s.alive or self._tail.more:
+            self._poll.start(AGAIN if self._tail.more else POLL)
         self.refreshed.emit()
         ended = self._watched and not s.alive and not self._tail.more
         self._watched = (self._watched or s.alive) and not ended

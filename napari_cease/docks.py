@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.layers import Layer
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtWidgets import QDockWidget, QWidget
 
@@ -241,8 +242,10 @@ def show(viewer: Any, scan: Scan, labels: LabelArray) -> tuple[Any, Any]:
             mask = next((x for x in viewer.layers if x is not layer and _is_mask_of(x, opened)), None)
             if mask is not None:
                 return layer, mask
-    layers = [viewer._add_layer_from_data(*data)[0] for data in scan_layers(scan)]
-    return layers[0], viewer._add_layer_from_data(*labels_layer(labels, scan))[0]
+    layers = [Layer.create(*data) for data in (*scan_layers(scan), labels_layer(labels, scan))]
+    for layer in layers:
+        viewer.add_layer(layer)
+    return layers[0], layers[-1]
 
 
 def _is_mask_of(layer: Any, scan: Scan) -> bool:

@@ -61,6 +61,11 @@ def role_of(layer: Layer) -> tuple[str | None, str | None]:
     return mark.get("role"), mark.get("side")
 
 
+def is_mask(layer: Layer) -> bool:
+    """Whether a labels or shapes layer is the user's, not one of ours; a scan that was converted to labels is."""
+    return role_of(layer)[0] in (None, "labels", "scan")
+
+
 def perturbation_rgba(perturbation: NDArray[np.float32], limit: float) -> NDArray[np.uint8]:
     """Colour a perturbation: blue darkens the scan, red brightens it, zero is transparent.
 

@@ -40,7 +40,7 @@ from napari_cease.jobs.training_recipe import (
     warnings,
 )
 from napari_cease.jobs.worker import Worker
-from napari_cease.layers import role_of
+from napari_cease.layers import is_mask, role_of
 from napari_cease.training_session import TrainingSession
 
 POLL = 200
@@ -95,16 +95,12 @@ class Checked:
 def labelled(viewer: ViewerModel) -> list[tuple[Image, Labels]]:
     """Images of the viewer with the labels layer that belongs to each: of the same scan, or of the same shape."""
     images = [x for x in viewer.layers if isinstance(x, Image) and role_of(x)[0] in (None, "scan")]
-    masks = [x for x in viewer.layers if isinstance(x, Labels) and role_of(x)[0] in (None, "labels")]
+    masks = [x for x in viewer.layers if isinstance(x, Labels) and is_mask(x)]
     pairs = []
     for image in images:
         mark = image.metadata.get("cease", {}).get("scan")
         own = [m for m in masks if mark is not None and m.metadata.get("cease", {}).get("scan") is mark]
-        alike = [
-            m
-            for m in masks
-            if m.data.shape == image.data.shape[: image.ndim] and m.metadata.get("cease", {}).get("scan") is None
-        ]
+        alike = [m for m in masks if m.data.shape == image.data.shape[: image.ndim] and role_of(m)[0] in (None, "scan")]
         if own or alike:
             pairs.append((image, (own or alike)[0]))
     return pairs
@@ -312,7 +308,7 @@ class Trainer(QObject):
         except CeaseError as error:
             self.failed.emit(str(error))
             return
-        self._follow(run)
+        self._follow(run, started=True)
 
     def resume(self) -> None:
         """Let the run go on from what was saved."""
@@ -323,7 +319,7 @@ class Trainer(QObject):
         except CeaseError as error:
             self.failed.emit(str(error))
             return
-        self._watch()
+        self._watch(started=True)
 
     def pause(self) -> None:
         """Ask the run to save its state and end."""
@@ -383,16 +379,22 @@ class Trainer(QObject):
         """Follow no run any more; one that is under way goes on."""
         self._poll.stop()
         self.run = self._tail = self.preview = None
+        self._starting = False
         self.session.begin(None)
         self.refreshed.emit()
+        # The name may be taken by now, by that very run.
+        self.check()
 
-    def _follow(self, run: Run) -> None:
+    def _follow(self, run: Run, *, started: bool = False) -> None:
         self.run, self._tail, self.preview = run, Tail(run.folder / EVENTS), None
+        # A start that was still to come would take this run's place.
+        self._starting = False
         self.session.begin(run.folder)
-        self._watch()
+        self._watch(started=started)
 
-    def _watch(self) -> None:
-        self._following, self._news = False, None
+    def _watch(self, *, started: bool) -> None:
+        # A run that was started here may end before it is looked at for the first time.
+        self._following, self._news = started, None
         self._poll.start()
         self.poll()
 

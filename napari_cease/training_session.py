@@ -18,12 +18,13 @@ from cease_core.models.architectures import ARCHITECTURES
 from cease_core.models.library import user_library
 from cease_core.tasks import TASKS
 from cease_core.training.propose import ARCHITECTURE, EPOCHS, VALIDATION
+from napari_cease.jobs.process import LOG
 from napari_cease.jobs.training import RESUMABLE, Status
+from napari_cease.units import LEVELS
 
 State = Literal["idle", "starting", "running", "paused", "stopped", "finished", "failed", "lost"]
 Source = Literal["folder", "layers"]
 Length = Literal["epochs", "minutes", "gradients"]
-LEVELS = 255
 
 
 class Progress(NamedTuple):
@@ -296,11 +297,16 @@ class TrainingSession(EventedModel):
         return f"epoch {p.epoch} of {p.epochs}{batch}"
 
     @property
+    def _reached(self) -> str:
+        return self.place if self.progress is None else f"at {self.place}"
+
+    @property
     def _kept(self) -> str:
         if self.saved is None:
-            return "nothing was saved yet, so it begins anew"
+            return "nothing was saved yet, and Resume begins anew."
         epoch, batch = self.saved
-        return f"batch {batch} of epoch {epoch + 1} is saved" if batch else f"epoch {epoch} is saved"
+        kept = f"batch {batch} of epoch {epoch + 1}" if batch else f"epoch {epoch}"
+        return f"{kept} is saved, and Resume goes on from there."
 
 
 def _running(s: TrainingSession) -> str:
@@ -326,12 +332,9 @@ _TOLD: dict[State, Callable[[TrainingSession], str]] = {
     "idle": lambda s: "Not started.",
     "starting": lambda s: "Starting a process of its own.",
     "running": _running,
-    "paused": lambda s: f"Paused at {s.place}; everything is saved, Resume goes on from there.",
-    "stopped": lambda s: f"Stopped at {s.place}; {s._kept}, and Resume goes on from there.",
+    "paused": lambda s: f"Paused {s._reached}; everything is saved, Resume goes on from there.",
+    "stopped": lambda s: f"Stopped {s._reached}; {s._kept}",
     "finished": _finished,
-    "failed": lambda s: s.sentence or "The training failed.",
-    "lost": lambda s: (
-        f"The training process has vanished at {s.place}: it was killed, or the computer was restarted; {s._kept}, "
-        "and Resume goes on from there."
-    ),
+    "failed": lambda s: s.sentence or f"The training failed; {LOG} in its folder says why.",
+    "lost": lambda s: f"The training process has vanished, {s._reached}: {s.sentence.rstrip('.')}; {s._kept}",
 }

@@ -8,13 +8,8 @@ the folder says that somebody works on it.
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import traceback
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,17 +19,13 @@ import psutil
 
 from cease_core.errors import CeaseError
 from cease_core.io.files import write_text
+from napari_cease.jobs.process import RUNNING, STARTING, Detached, Ended, work
 
-REQUEST, RECORD, CONTROL, LOG = "request.json", "run.json", "control", "log.txt"
-FACTS, JOURNAL, REPORT, FIGURES, LOCK = "audit.json", "log.jsonl", "report.html", "report.json", ".lock"
+REQUEST, FACTS, JOURNAL, LOCK = "request.json", "audit.json", "log.jsonl", ".lock"
+REPORT, FIGURES = "report.html", "report.json"
 MODULE = "napari_cease.jobs.auditing"
-GRACE = 10.0
-"""Seconds that a process which was killed may take to go."""
 
 Stage = Literal["running", "stopped", "finished", "failed"]
-
-_children: dict[Path, subprocess.Popen[bytes]] = {}
-"""Processes that this one started, so that they are waited for when they have ended."""
 
 
 @dataclass(frozen=True)
@@ -175,87 +166,55 @@ class AuditRun:
             raise CeaseError(
                 f"{self.folder} was written by the command line; give the same `cease audit` command again to go on."
             )
-        # Its own session: it outlives napari and the terminal, and their Ctrl-C is none of its business.
-        apart: dict[str, Any] = {"start_new_session": True}
-        if sys.platform == "win32":
-            apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-        try:
-            for name in (RECORD, CONTROL, LOG):
-                (self.folder / name).unlink(missing_ok=True)
-            with (self.folder / LOG).open("ab") as log:
-                _children[self.folder] = subprocess.Popen(
-                    [sys.executable, "-m", MODULE, str(self.folder)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    **apart,
-                )
-        except OSError as error:
-            raise CeaseError(
-                f"no process can be started for {self.folder} ({error.strerror}); close other programs, or choose "
-                "another folder for the results."
-            ) from error
+        self._detached.start()
 
     def cancel(self) -> None:
         """Ask the process to end after what it can keep; asked again, it is ended at once."""
-        process = self.process()
-        if process is None:
+        if self.process() is None:
             return
-        twice = self.asked
-        write_text(self.folder / CONTROL, "stop\n")
-        with suppress(psutil.Error):
-            (process.kill if twice else process.terminate)()
+        if self.asked:
+            self.kill()
+        else:
+            self._detached.ask("stop")
+            self._detached.terminate()
 
     def kill(self) -> None:
         """End the process without asking; what is on disk stays whole."""
-        process = self.process()
-        if process is not None:
-            with suppress(psutil.Error):
-                process.kill()
-                process.wait(GRACE)
+        self._detached.kill()
 
     @property
     def asked(self) -> bool:
         """Whether the process was asked to end."""
-        return (self.folder / CONTROL).is_file()
+        return bool(self._detached.asked)
 
     def process(self) -> psutil.Process | None:
-        """The process that works on the audit, if there is one: not another one that has got its number since."""
-        child = _children.get(self.folder)
-        pid = (_read_json(self.folder / RECORD) or {}).get("pid")
-        for number in (pid, child.pid if child is not None and child.poll() is None else None):
-            with suppress(psutil.Error):
-                found = psutil.Process(number) if number is not None else None
-                if found is None or found.status() == psutil.STATUS_ZOMBIE:
-                    continue
-                words = found.cmdline()
-                if MODULE in words and str(self.folder) in words:
-                    return found
-        return None
+        """The process that works on the audit, if there is one."""
+        return self._detached.find()
+
+    @property
+    def _detached(self) -> Detached:
+        return Detached(MODULE, self.folder)
 
     def status(self) -> Status:
         """Where the audit stands now."""
-        child = _children.get(self.folder)
-        code = child.poll() if child is not None else None
-        record = _read_json(self.folder / RECORD) or {}
-        stage = record.get("stage", "")
-        if stage and stage != "running":
-            return Status(stage, record.get("sentence", ""), tuple(record.get("headlines", ())))
-        if self.process() is not None:
+        seen = self._detached.look()
+        # A command line may have gone on with what a process of ours has left.
+        if self._held() if seen.ended else seen.alive or self._held():
             return Status("running")
-        # It may have told its end between the first look and the second.
-        if (_read_json(self.folder / RECORD) or {}) != record:
-            return self.status()
+        if seen.ended:
+            told = seen.record
+            return Status(told["stage"], str(told.get("sentence", "")), tuple(told.get("headlines", ())))
         if self.asked:
             return Status("stopped")
-        if stage:
-            return Status("failed", "The audit's process has vanished: it was killed, or the computer was restarted.")
-        if code:
-            return Status("failed", f"The audit could not begin: {self.last_words()}")
-        return Status("running" if self._held() else "stopped")
+        why = self._detached.why(seen.code)
+        if seen.stage == RUNNING:
+            return Status("failed", f"The audit's process has vanished: {why}")
+        if seen.stage == STARTING or seen.code:
+            return Status("failed", f"The audit could not begin: {why}")
+        return Status("stopped")
 
     def _held(self) -> bool:
-        """Whether a command line writes to the folder."""
+        """Whether somebody writes to the folder, such as a command line."""
         if not (self.folder / LOCK).exists():
             return False
         try:
@@ -265,14 +224,6 @@ class AuditRun:
             return True
         except OSError:
             return False
-
-    def last_words(self) -> str:
-        """The last line that the process printed."""
-        try:
-            lines = (self.folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
-        except OSError:
-            return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def find_audits(place: Path) -> list[AuditRun]:
@@ -286,18 +237,7 @@ def _touched(folder: Path) -> float:
     return max(((folder / name).stat().st_mtime for name in names if (folder / name).is_file()), default=0.0)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 # --- the process ---------------------------------------------------------------------------------------------
-
-
-class Ended(BaseException):
-    """The audit is to end at once; whoever wraps errors in sentences lets it through."""
 
 
 class _Wish:
@@ -324,34 +264,13 @@ class _Wish:
 
 def main(folder: str) -> int:
     """Do what is missing of the audit in a folder; returns the exit code."""
-    place = Path(folder)
-    _tell(place, "running")
-    wish = _Wish()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, wish.hear)
-    with suppress(psutil.Error, OSError):
-        # The window and whatever else somebody looks at comes first.
-        psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else 5)
-    try:
+    place, wish = Path(folder), _Wish()
+
+    def do() -> tuple[Stage, dict[str, Any]]:
         complete, headlines = _work(place, wish)
-        _tell(place, "finished" if complete else "stopped", headlines=headlines)
-    except Ended:
-        _tell(place, "stopped")
-    except CeaseError as error:
-        print(error, file=sys.stderr)
-        _tell(place, "failed", str(error))
-        return 2
-    except Exception as error:
-        traceback.print_exc()
-        told = " ".join(str(error).split())[:200]
-        _tell(place, "failed", f"The audit ended on an unexpected error: {type(error).__name__}: {told}.")
-        return 1
-    return 0
+        return "finished" if complete else "stopped", {"headlines": headlines}
 
-
-def _tell(folder: Path, stage: Stage, sentence: str = "", headlines: Sequence[str] = ()) -> None:
-    record = {"pid": os.getpid(), "stage": stage, "sentence": sentence, "headlines": list(headlines)}
-    write_text(folder / RECORD, json.dumps(record, ensure_ascii=False) + "\n")
+    return work(place, "audit", do, wish.hear)
 
 
 def _work(folder: Path, wish: _Wish) -> tuple[bool, list[str]]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -20,13 +19,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from cease_core.errors import CeaseError
 from cease_core.io.files import write_atomically, write_text
+from napari_cease.jobs.process import RUNNING, STARTING, Detached, read_json
 
-RECORD, EVENTS, CONTROL, LOG, PREVIEW, JOB = "run.json", "events.jsonl", "control", "log.txt", "preview.npz", "job.json"
+EVENTS, PREVIEW, JOB = "events.jsonl", "preview.npz", "job.json"
 RUNS = "runs"
 """Folder of a library that holds its runs; models are folders beside it."""
 MODULE = "napari_cease.jobs.training_process"
@@ -48,9 +47,6 @@ _KEPT = (
     "card.json",
 )
 """What goes into the library with a model; the card comes last, as it makes the folder a model."""
-
-_children: dict[Path, subprocess.Popen[bytes]] = {}
-"""Processes that this one started, so that they are waited for when they have ended."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +79,18 @@ class Job:
 
     @classmethod
     def read(cls, folder: Path) -> Job:
-        """That of a run."""
-        values = _read_json(folder / JOB)
-        if not isinstance(values, dict) or "library" not in values:
-            raise CeaseError(f"{folder / JOB} is missing or damaged; start a new run.")
-        return cls(**values | {"library": Path(values["library"])})
+        """That of a run.
+
+        Raises
+        ------
+        CeaseError
+            If it is missing or damaged.
+        """
+        values = read_json(folder / JOB)
+        try:
+            return cls(**values | {"library": Path(values["library"])})
+        except (TypeError, KeyError) as error:
+            raise CeaseError(f"{folder / JOB} is missing or damaged; start a new run.") from error
 
 
 @dataclass(frozen=True)
@@ -136,96 +139,48 @@ class Run:
         """
         if self.status().alive:
             raise CeaseError(f"the run in {self.folder} is under way already; attach to it.")
-        for name in (RECORD, CONTROL):
-            (self.folder / name).unlink(missing_ok=True)
-        # Its own session: it outlives napari and the terminal, and their Ctrl-C is none of its business.
-        apart: dict[str, Any] = {"start_new_session": True}
-        if sys.platform == "win32":
-            apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-        try:
-            with (self.folder / LOG).open("ab") as log:
-                _children[self.folder] = subprocess.Popen(
-                    [sys.executable, "-m", MODULE, str(self.folder)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    **apart,
-                )
-        except OSError as error:
-            raise CeaseError(f"no process can be started ({error.strerror}); close other programs.") from error
+        self._detached.start()
 
     def pause(self) -> None:
         """Ask the process to save the state and end."""
-        self._ask("pause")
+        self._detached.ask("pause")
 
     def stop(self) -> None:
-        """Ask the process to end at once; what it did since the state was last saved is lost."""
-        self._ask("stop")
+        """Let the process end at once; what it did since the state was last saved is lost."""
+        self._detached.ask("stop")
+        # Before the first batch and while it chooses tasks it does not look at what it is asked for.
+        self._detached.terminate()
 
     def kill(self) -> None:
         """End the process without asking; files stay whole."""
-        process = self.process()
-        if process is not None:
-            with suppress(psutil.Error):
-                process.kill()
-                process.wait(10)
-
-    def _ask(self, what: str) -> None:
-        write_text(self.folder / CONTROL, what)
+        self._detached.kill()
 
     @property
     def asked(self) -> str:
         """``"pause"`` or ``"stop"`` if the process was asked to end, else nothing."""
-        with suppress(OSError):
-            return (self.folder / CONTROL).read_text(encoding="utf-8").strip()
-        return ""
+        return self._detached.asked
 
-    def process(self) -> psutil.Process | None:
-        """The process that works on the run, if there is one: not another one that has got its number since."""
-        pid = (_read_json(self.folder / RECORD) or {}).get("pid")
-        child = _children.get(self.folder)
-        for number in (pid, child.pid if child is not None and child.poll() is None else None):
-            with suppress(psutil.Error):
-                found = psutil.Process(number) if number is not None else None
-                if found is None or found.status() == psutil.STATUS_ZOMBIE:
-                    continue
-                words = found.cmdline()
-                if MODULE in words and str(self.folder) in words:
-                    return found
-        return None
+    @property
+    def _detached(self) -> Detached:
+        return Detached(MODULE, self.folder)
 
     # --- what it tells --------------------------------------------------------------------------------------
 
     def status(self) -> Status:
         """Where the run stands now."""
-        child = _children.get(self.folder)
-        code = child.poll() if child is not None else None
-        record = _read_json(self.folder / RECORD) or {}
-        stage = record.get("stage", "")
-        if stage and stage != "running":
-            model = record.get("model")
-            return Status(stage, record.get("sentence", ""), Path(model) if model else None)
-        if self.process() is not None:
-            return Status("running" if stage else "starting")
-        # It may have told its end between the first look and the second.
-        again = _read_json(self.folder / RECORD) or {}
-        if again != record:
-            return self.status()
+        seen = self._detached.look()
+        if seen.ended:
+            model = seen.record.get("model")
+            return Status(seen.record["stage"], str(seen.record.get("sentence", "")), Path(model) if model else None)
+        if seen.alive:
+            return Status("running" if seen.stage == RUNNING else "starting")
         if self.asked == "stop":
             return Status("stopped")
-        if not stage:
-            if code:
-                return Status("failed", f"The training could not begin: {self.last_words()}")
-            return Status("stopped")
-        return Status("lost", self.last_words() if code is not None and code > 0 else "")
-
-    def last_words(self) -> str:
-        """The last line of the process's log."""
-        try:
-            lines = (self.folder / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
-        except OSError:
-            return ""
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        if seen.stage == RUNNING:
+            return Status("lost", self._detached.why(seen.code))
+        if seen.stage == STARTING or seen.code:
+            return Status("failed", f"The training could not begin: {self._detached.why(seen.code)}")
+        return Status("stopped")
 
     def job(self) -> Job:
         """How it is computed."""
@@ -317,7 +272,7 @@ def read_preview(folder: Path) -> Preview | None:
     try:
         with np.load(folder / PREVIEW, allow_pickle=False) as file:
             values = {name: file[name] for name in Preview._fields}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     clean, attacked = (float(d) for d in values.pop("dice"))
     case, epoch, epsilon = (values.pop(n).item() for n in ("case", "epoch", "epsilon"))
@@ -346,10 +301,3 @@ class Tail:
                 value = json.loads(line)
                 if isinstance(value, dict):
                     yield value
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
 from cease_core.errors import CeaseError
 from cease_core.io.files import write_text
-from napari_cease.jobs.training import CONTROL, EVENTS, RECORD, Job, Preview, Run, Stage, publish
+from napari_cease.jobs.process import Ended, work
+from napari_cease.jobs.training import EVENTS, Job, Preview, Run, publish
 
 if TYPE_CHECKING:
     from cease_core.data import Case, Split
@@ -43,48 +39,10 @@ _LEAST, _MOST = 0.2, 5.0
 """Seconds between two steps that are told; they grow with the run, so that its file stays small."""
 
 
-class Ended(BaseException):
-    """The run is to end, and how it then stands; whoever wraps errors in sentences lets it through."""
-
-    def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
-        self.stage = stage
-
-
 def main(folder: str) -> int:
     """Work on the run in a folder until it ends; returns the exit code."""
-    run = Run(Path(folder))
-    _tell_stage(run, "running")
-    signal.signal(signal.SIGTERM, _on_terminate)
-    with suppress(psutil.Error, OSError):
-        # The window and whatever else somebody looks at comes first.
-        psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else 5)
-    try:
-        model = train_run(run.folder)
-    except Ended as end:
-        _tell_stage(run, end.stage)
-    except CeaseError as error:
-        print(error, file=sys.stderr)
-        _tell_stage(run, "failed", str(error))
-        return 2
-    except Exception as error:
-        traceback.print_exc()
-        told = " ".join(str(error).split())[:200]
-        _tell_stage(run, "failed", f"The training ended on an unexpected error: {type(error).__name__}: {told}.")
-        return 1
-    else:
-        _tell_stage(run, "finished", model=str(model))
-    return 0
-
-
-def _tell_stage(run: Run, stage: Stage, sentence: str = "", model: str | None = None) -> None:
-    record = {"pid": os.getpid(), "stage": stage, "sentence": sentence, "model": model}
-    write_text(run.folder / RECORD, json.dumps(record) + "\n")
-
-
-def _on_terminate(*_: object) -> None:
-    # Whatever is being written is put in its place only once it is complete.
-    raise Ended("stopped")
+    run = Path(folder)
+    return work(run, "training", lambda: ("finished", {"model": str(train_run(run))}))
 
 
 def train_run(folder: Path) -> Path:
@@ -97,13 +55,15 @@ def train_run(folder: Path) -> Path:
     Ended
         If somebody has asked for it.
     """
+    # Before what takes seconds to load.
+    job = Job.read(folder)
+
     import torch
 
     from cease_core.data import read_split
     from cease_core.training import load_config, train
     from cease_core.training.state import STATE
 
-    job = Job.read(folder)
     torch.set_num_threads(job.threads)
     sides = read_split(folder / "split.json", _dataset_cases(folder))
     config = load_config(folder / "config.yaml")
@@ -158,15 +118,10 @@ def _follow(
                 stopped_early=event.stopped_early,
             )
             return model
-        asked = _asked(folder)
+        asked = Run(folder).asked
         if asked == "stop" or (asked == "pause" and isinstance(event, CheckpointSaved)):
             raise Ended("stopped" if asked == "stop" else "paused")
     raise CeaseError("the training ended without a model; start a new run.")
-
-
-def _asked(folder: Path) -> str:
-    # A look at the folder costs some microseconds, so it is taken after every event.
-    return Run(folder).asked if (folder / CONTROL).exists() else ""
 
 
 def _dataset_cases(folder: Path) -> list[Case]:
@@ -201,7 +156,7 @@ def fitted(config: TrainingConfig, sides: Split, folder: Path, job: Job) -> Trai
     batches = 1
     last = began = time.monotonic()
     for event in train(short, sides.training, sides.validation, trial, device=job.device, save_every=math.inf):
-        if _asked(folder):
+        if Run(folder).asked:
             raise Ended("stopped")
         if isinstance(event, StepDone):
             # The first step allocates; the others are what a step costs.

@@ -4,24 +4,17 @@ This module keeps its annotations as objects, since napari looks at them to hand
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
 import napari
 from napari.utils import progress
 from napari.utils.notifications import show_error, show_info
-from napari.utils.theme import get_theme
-from qtpy.QtCore import QEvent, QObject, Qt, QUrl, Signal
-from qtpy.QtGui import QDesktopServices, QIcon
+from qtpy.QtCore import Qt, QUrl, Signal
+from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import (
     QButtonGroup,
     QCheckBox,
-    QDoubleSpinBox,
-    QFileDialog,
-    QFormLayout,
-    QFrame,
-    QHBoxLayout,
     QLabel,
     QLineEdit,
     QListWidget,
@@ -30,27 +23,38 @@ from qtpy.QtWidgets import (
     QProgressBar,
     QPushButton,
     QRadioButton,
-    QScrollArea,
-    QSizePolicy,
     QSpinBox,
-    QToolButton,
-    QVBoxLayout,
     QWidget,
 )
-from superqt import QCollapsible
 
 from cease_core.errors import CeaseError
 from cease_core.evaluation.audit import tier
 from cease_core.evaluation.audit.plan import Tier
 from cease_core.models import ModelCard, available_models
-from napari_cease.audit_session import LEVELS, AuditSession, Row, audits_place, explained, why_not
+from napari_cease.audit_session import AuditSession, Row, audits_place, explained, why_not
 from napari_cease.auditor import Auditor
 from napari_cease.jobs.auditing import REPORT, find_audits
+from napari_cease.units import LEVELS
 from napari_cease.widgets.audit_results import ChecksView, VerdictView, WorstCurves
 from napari_cease.widgets.audit_table import AuditTable, AuditView
+from napari_cease.widgets.fold import Fold
 from napari_cease.widgets.grouped_box import Choice, GroupedBox
-from napari_cease.widgets.parameters import modest
-from napari_cease.widgets.window import main_window
+from napari_cease.widgets.parts import (
+    align,
+    browse_button,
+    button_row,
+    empty_column,
+    empty_form,
+    entry_of,
+    escape,
+    real,
+    row,
+    rule,
+    tip_of,
+    whole,
+    words,
+)
+from napari_cease.widgets.run_dock import RunDock
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
 ALL = "all"
@@ -60,7 +64,7 @@ RECENT = 15
 """Audits that the menu offers."""
 
 
-class AuditDock(QScrollArea):
+class AuditDock(RunDock):
     """Find out how robust models are, and whether the figures can be trusted, in a process of its own.
 
     Parameters
@@ -70,8 +74,6 @@ class AuditDock(QScrollArea):
 
     Attributes
     ----------
-    ask_folder
-        What asks for a folder, given the question; None if the user would rather not.
     open_url
         What opens the report, given its `QUrl`; the desktop's browser by default.
     """
@@ -82,15 +84,12 @@ class AuditDock(QScrollArea):
     """An audit has finished; its folder."""
 
     def __init__(self, napari_viewer: "napari.viewer.Viewer") -> None:
-        super().__init__()
-        self.viewer = napari_viewer
+        super().__init__(napari_viewer)
         self.session = AuditSession()
         self.auditor = Auditor(self.session, self)
-        self.ask_folder: Callable[[str], Path | None] = self._ask_folder
         self.open_url: Callable[[QUrl], Any] = QDesktopServices.openUrl
         self._cards: dict[Path, ModelCard] = {}
         self._progress: Any = None
-        self._closed = False
         self._folded = False
         self._filling = False
         self._summary: Any = None
@@ -98,7 +97,7 @@ class AuditDock(QScrollArea):
         self._connect()
         self.offer_models()
         self._mirror()
-        self._on_theme()
+        self.watch()
         self._on_looked()
         self._on_refreshed()
         self.auditor.open_alive()
@@ -106,16 +105,7 @@ class AuditDock(QScrollArea):
     # --- what it is made of ---------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        self.setWidgetResizable(True)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setMinimumWidth(320)
-        body = QWidget()
-        self.setWidget(body)
-        column = QVBoxLayout(body)
-        column.setContentsMargins(5, 6, 5, 6)
-        column.setSpacing(6)
-        self._forms: list[QFormLayout] = []
+        column = self.column
         self.models_part = Fold("Models", self._build_models())
         self.data_part = Fold("Data", self._build_data())
         self.tier_part = Fold("Tier", self._build_tier())
@@ -123,8 +113,8 @@ class AuditDock(QScrollArea):
         self.parts = (self.models_part, self.data_part, self.tier_part, self.more_part)
         for part in self.parts:
             column.addWidget(part)
-        column.addWidget(_rule())
-        self._build_run(column)
+        column.addWidget(rule())
+        self._build_run()
         self.curves = WorstCurves()
         self.curves_part = Fold("Dice over ε", self.curves)
         self.verdict, self.checks = VerdictView(), ChecksView()
@@ -136,7 +126,7 @@ class AuditDock(QScrollArea):
         column.addStretch(1)
 
     def _build_models(self) -> QWidget:
-        inside, column = _column()
+        inside, column = empty_column()
         self.models = QListWidget()
         self.models.setToolTip("Models with a tick are audited, and compared if there are several")
         self.models.setAccessibleName("Models to audit")
@@ -144,12 +134,12 @@ class AuditDock(QScrollArea):
         self.models.setTextElideMode(Qt.TextElideMode.ElideRight)
         self.models.setFixedHeight(132)
         column.addWidget(self.models)
-        self.models_note = _words()
+        self.models_note = words()
         column.addWidget(self.models_note)
         return inside
 
     def _build_data(self) -> QWidget:
-        inside, column = _column()
+        inside, column = empty_column()
         self.data = QLineEdit()
         self.data.setPlaceholderText("folder with images/ and labels/")
         self.data.setToolTip(
@@ -157,13 +147,9 @@ class AuditDock(QScrollArea):
             "Segmentation Decathlon or nnU-Net"
         )
         self.data.setAccessibleName("Data folder")
-        self.browse = _tool("…", "Choose the data folder")
-        row = QHBoxLayout()
-        row.setSpacing(4)
-        row.addWidget(self.data, 1)
-        row.addWidget(self.browse)
-        column.addLayout(row)
-        self.facts = _words()
+        self.browse = browse_button("Choose the data folder")
+        column.addLayout(row(self.data, self.browse))
+        self.facts = words(rich=True)
         column.addWidget(self.facts)
         self.keep_seen = QCheckBox("Keep cases seen in training")
         self.keep_seen.setToolTip(
@@ -174,7 +160,7 @@ class AuditDock(QScrollArea):
         return inside
 
     def _build_tier(self) -> QWidget:
-        inside, column = _column()
+        inside, column = empty_column()
         self.tiers: dict[Tier, QRadioButton] = {}
         group = QButtonGroup(inside)
         for name in TIERS:
@@ -183,25 +169,21 @@ class AuditDock(QScrollArea):
             group.addButton(button)
             self.tiers[name] = button
             column.addWidget(button)
-            note = _words(explained(tier(name)))
+            note = words(explained(tier(name)))
             note.setIndent(22)
             column.addWidget(note)
         return inside
 
     def _build_more(self) -> QWidget:
-        inside = QWidget()
-        form = QFormLayout(inside)
-        form.setContentsMargins(0, 0, 0, 0)
-        form.setSpacing(4)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        self._forms.append(form)
-        whole, real = self._whole, self._real
+        inside, form = empty_form()
+        self._form = form
         self.fields: dict[str, Any] = {}
+        whole = self._whole
         cases = whole("cases", 0, "Cases at most, chosen by a hash of the patient's name; 0 for all", special=ALL)
         slices = whole(
             "slices", 0, "Of each volume that a 2-D model is audited on; 0 for the whole volume", special=WHOLE
         )
-        form.addRow("Cases", _row(cases, QLabel("Slices"), slices))
+        form.addRow("Cases", row(cases, QLabel("Slices"), slices))
         self.levels = QLineEdit()
         self.levels.setToolTip("ε of the curve in 1/255 of the window, such as 2, 4, 8, 10")
         self.levels.setAccessibleName("ε of the curve in 1/255")
@@ -210,18 +192,18 @@ class AuditDock(QScrollArea):
         form.addRow("Report at", self.report_at)
         steps = whole("steps", 1, "Steps of the white-box attack")
         longer = whole("longer", 1, "Steps of the same attack once more, to see that more of them change nothing")
-        form.addRow("Steps", _row(steps, QLabel("Longer"), longer))
+        form.addRow("Steps", row(steps, QLabel("Longer"), longer))
         restarts = whole("restarts", 0, "Further runs of the white-box attack from other random starts")
         queries = whole("queries", 1, "Of the black-box attack, which sees no gradient")
-        form.addRow("Restarts", _row(restarts, QLabel("Queries"), queries))
+        form.addRow("Restarts", row(restarts, QLabel("Queries"), queries))
         sea = whole("sea_steps", 0, "Steps of each member of the ensemble of losses; 0 leaves it out", special=OFF)
         self.joint = QCheckBox("joint")
         self.joint.setToolTip("Attack the mask, the encoder's features and kept auxiliary heads together")
-        form.addRow("SEA", _row(sea, self.joint))
+        form.addRow("SEA", row(sea, self.joint))
         seed = whole("seed", 0, "Of everything random: the same seed gives the same table")
         threads = whole("threads", 1, "On a CPU; results are the same only for the same number")
-        form.addRow("Seed", _row(seed, QLabel("Threads"), threads))
-        form.addRow("Tolerance", real("tolerance", 0.1, " mm", "Of the surface Dice"))
+        form.addRow("Seed", row(seed, QLabel("Threads"), threads))
+        form.addRow("Tolerance", self._setting("tolerance", real(0.1, 1000, 1, " mm", "Of the surface Dice")))
         self.headline = QCheckBox("Headline to the models' cards")
         self.headline.setToolTip(
             "When the audit has finished, write clean and worst-case Dice and the verdict into the folders of your own "
@@ -231,12 +213,13 @@ class AuditDock(QScrollArea):
         self.out = QLineEdit()
         self.out.setToolTip("Folder for table and report; by default a new one beside your library of models")
         self.out.setAccessibleName("Folder for the results")
-        self.browse_out = _tool("…", "Choose the folder for the results")
-        form.addRow("Into", _row(self.out, self.browse_out))
+        self.browse_out = browse_button("Choose the folder for the results")
+        form.addRow("Into", row(self.out, self.browse_out))
         return inside
 
-    def _build_run(self, column: QVBoxLayout) -> None:
-        self.note = _words()
+    def _build_run(self) -> None:
+        column = self.column
+        self.note = words()
         column.addWidget(self.note)
         self.start = QPushButton("Start")
         self.start.setToolTip("Audit in a process of its own; the window stays free, and may be closed")
@@ -244,14 +227,14 @@ class AuditDock(QScrollArea):
         self.cancel.setToolTip("End now and keep what is done; pressed again, the process is ended at once")
         self.resume = QPushButton("Resume")
         self.resume.setToolTip("Go on where the audit ended; nothing is computed twice")
-        _line(column, self.start, self.cancel, self.resume)
+        column.addLayout(button_row(self.start, self.cancel, self.resume))
         self.bar = QProgressBar()
         self.bar.setTextVisible(True)
         self.bar.setAccessibleName("Jobs of the audit")
         column.addWidget(self.bar)
-        self.told = _words()
+        self.told = words()
         column.addWidget(self.told)
-        self.remarks = _words()
+        self.remarks = words()
         column.addWidget(self.remarks)
         self.open_button = QPushButton("Open an audit…")
         self.open_button.setToolTip("Show an audit that was started before, here or on the command line")
@@ -261,11 +244,11 @@ class AuditDock(QScrollArea):
         self.new.setToolTip("Let go of this audit, which stays as it is, and choose another one")
         self.report = QPushButton("Open report")
         self.report.setToolTip("Figures, curves, worst cases and settings in one page, in the browser")
-        _line(column, self.new, self.report)
-        _line(column, self.open_button)
+        column.addLayout(button_row(self.new, self.report))
+        column.addLayout(button_row(self.open_button))
 
     def _build_rows(self) -> QWidget:
-        inside, column = _column()
+        inside, column = empty_column()
         self.filter = QLineEdit()
         self.filter.setPlaceholderText("Filter by case, model, attack, ε…")
         self.filter.setToolTip("Rows that have all these words, such as: pgd 8/255")
@@ -277,42 +260,19 @@ class AuditDock(QScrollArea):
         self.view.setFixedHeight(320)
         self.view.setToolTip("Double-click or Enter: look at the case")
         column.addWidget(self.view)
-        self.rows_note = _words()
+        self.rows_note = words()
         column.addWidget(self.rows_note)
         return inside
 
     def _whole(self, name: str, least: int, tip: str, special: str = "") -> QSpinBox:
-        box = QSpinBox()
-        box.setRange(least, 10**6)
+        box = whole(least, 10**6, tip)
         box.setSpecialValueText(special)
-        return self._setting(name, box, tip)
+        return self._setting(name, box)
 
-    def _real(self, name: str, least: float, unit: str, tip: str) -> QDoubleSpinBox:
-        box = QDoubleSpinBox()
-        box.setRange(least, 1000)
-        box.setDecimals(1)
-        box.setSuffix(unit)
-        return self._setting(name, box, tip)
-
-    def _setting(self, name: str, box: Any, tip: str) -> Any:
-        modest(box)
-        box.setToolTip(tip)
-        box.setAccessibleName(tip)
+    def _setting(self, name: str, box: Any) -> Any:
         box.valueChanged.connect(lambda value: self._tune(**{name: None if name == "cases" and not value else value}))
         self.fields[name] = box
         return box
-
-    def _align(self) -> None:
-        """One column of labels throughout; how wide they are is known once the theme has its fonts."""
-        labels = [
-            item.widget()
-            for form in self._forms
-            for row in range(form.rowCount())
-            if (item := form.itemAt(row, QFormLayout.ItemRole.LabelRole)) is not None and item.widget()
-        ]
-        width = max(label.sizeHint().width() for label in labels)
-        for label in labels:
-            label.setMinimumWidth(width)
 
     # --- wiring ---------------------------------------------------------------------------------------------
 
@@ -344,9 +304,6 @@ class AuditDock(QScrollArea):
         a.failed.connect(self._on_failed)
         for name in ("models", "data", "tier", "changes", "keep_seen", "headline", "out"):
             getattr(s.events, name).connect(self._mirror)
-        self.viewer.events.theme.connect(self._on_theme)
-        # napari neither closes nor destroys a removed dock at once: the window's own events are watched too.
-        main_window(self.viewer).installEventFilter(self)
         self.destroyed.connect(lambda *_, worker=a.worker: worker.shutdown(0))
 
     def _set(self, name: str, value: Any) -> None:
@@ -417,7 +374,7 @@ class AuditDock(QScrollArea):
             ticked = folder in self.session.models
             item.setCheckState(Qt.CheckState.Checked if ticked else Qt.CheckState.Unchecked)
             classes = ", ".join(c.name for c in card.classes)
-            item.setToolTip(reason or f"Segments {classes}; defence: {card.defence}\n{folder}")
+            item.setToolTip(tip_of(reason or f"Segments {classes}; defence: {card.defence}\n{folder}"))
         self._filling = False
         others = sum(not item.flags() for item in self._items())
         note = "Tick one model, or several to compare them." if not chosen else ""
@@ -452,9 +409,9 @@ class AuditDock(QScrollArea):
             self.session.choose_tier(name)
 
     def _on_levels(self) -> None:
-        words = self.levels.text().replace("/255", " ").replace(",", " ").replace(";", " ").split()
+        numbers = self.levels.text().replace(f"/{LEVELS}", " ").replace(",", " ").replace(";", " ").split()
         try:
-            levels = tuple(float(word) / LEVELS for word in words)
+            levels = tuple(float(number) / LEVELS for number in numbers)
         except ValueError:
             show_error("ε of the curve are numbers in 1/255 of the window, such as 2, 4, 8, 10; write them so.")
             self._mirror()
@@ -467,7 +424,7 @@ class AuditDock(QScrollArea):
         s, a = self.session, self.auditor
         told = ""
         if a.fault:
-            told = f"<b>⚠ Cannot start:</b> {a.fault}"
+            told = f"<b>⚠ Cannot start:</b> {escape(a.fault)}"
         elif a.looking:
             told = "Counting the cases…"
         elif a.present is not None:
@@ -506,7 +463,7 @@ class AuditDock(QScrollArea):
             told += f" Headline written to {', '.join(s.headlines)}."
         self.told.setText(told)
         self.told.setVisible(bool(told))
-        self.told.setToolTip("" if s.folder is None else str(s.folder))
+        self.told.setToolTip("" if s.folder is None else tip_of(str(s.folder)))
         self.remarks.setText(s.notes)
         self.remarks.setVisible(bool(s.notes))
         self.bar.setVisible(a.run is not None)
@@ -595,7 +552,7 @@ class AuditDock(QScrollArea):
     def _fill_menu(self) -> None:
         self.open_menu.clear()
         for run in find_audits(audits_place())[:RECENT]:
-            action = self.open_menu.addAction(f"{run.folder.name} ({run.status().stage})")
+            action = self.open_menu.addAction(entry_of(f"{run.folder.name} ({run.status().stage})"))
             action.triggered.connect(lambda _=False, run=run: self.open_audit(run.folder))
         self.open_menu.addSeparator()
         self.open_menu.addAction("Another folder…").triggered.connect(self._open_elsewhere)
@@ -612,90 +569,30 @@ class AuditDock(QScrollArea):
         except CeaseError as error:
             show_error(str(error))
 
-    def _ask_folder(self, question: str) -> Path | None:
-        found = QFileDialog.getExistingDirectory(self, question)
-        return Path(found) if found else None
-
-    def _on_theme(self, _: Any = None) -> None:
-        theme = get_theme(self.viewer.theme)
-        self.curves.set_colours(theme.text.as_hex(), theme.background.as_hex())
-
     # --- the end --------------------------------------------------------------------------------------------
 
-    def shutdown(self) -> None:
-        """Stop looking; an audit goes on. Safe to call twice."""
-        if self._closed:
-            return
-        self._closed = True
-        with suppress(RuntimeError):  # the window may have gone first
-            main_window(self.viewer).removeEventFilter(self)
-        self.viewer.events.theme.disconnect(self._on_theme)
+    def may_leave(self) -> bool:
+        """Nothing is asked, since an audit goes on."""
+        # No more than that: another dock may ask the user, and the window stay.
+        self.auditor.worker.cancel()
+        self._end_activity()
+        return True
+
+    def let_loose(self) -> None:
+        """Stop looking; an audit goes on."""
         self.auditor.shutdown()
         self._end_activity()
-
-    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Watch the main window for its end."""
-        # No more than that: another dock may ask the user, and the window stay.
-        if event is not None and event.type() == QEvent.Type.Close:
-            self.auditor.worker.cancel()
-            self._end_activity()
-        return bool(super().eventFilter(watched, event))
-
-    def event(self, event: QEvent | None) -> bool:
-        """A dock that loses its parent has been removed."""
-        if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None and self.isHidden():
-            self.shutdown()
-        return bool(super().event(event))
 
     def showEvent(self, event: Any) -> None:
         """Shown, the dock has its theme, and the library may have changed."""
         super().showEvent(event)
-        self._align()
+        align([self._form])
         if available_models() != self._cards:
             self.offer_models()
 
-    def closeEvent(self, event: Any) -> None:
-        """Closed as a window of its own."""
-        self.shutdown()
-        super().closeEvent(event)
-
-
-class Fold(QCollapsible):
-    """A part of the dock under its title, which folds it away."""
-
-    def __init__(self, title: str, inside: QWidget, *, opened: bool = True) -> None:
-        super().__init__(expandedIcon=QIcon(), collapsedIcon=QIcon())
-        self._title = title
-        self.inside = inside
-        self.setDuration(0)
-        # napari colours a button that is down, as if there were something to mind.
-        self.toggleButton().setStyleSheet(
-            "text-align: left; border: none; background: transparent; padding: 2px 0; font-weight: bold;"
-        )
-        self.layout().setContentsMargins(0, 0, 0, 0)
-        self.content().layout().setContentsMargins(0, 2, 0, 2)
-        self.addWidget(inside)
-        self.toggled.connect(self._on_toggled)
-        self.open(opened)
-        self._on_toggled()
-
-    @property
-    def title(self) -> str:
-        """What the part is called."""
-        return self._title
-
-    @title.setter
-    def title(self, title: str) -> None:
-        self._title = title
-        self._on_toggled()
-
-    def open(self, opened: bool) -> None:
-        """Show what is inside, or fold it away."""
-        (self.expand if opened else self.collapse)(animate=False)
-
-    def _on_toggled(self, _: Any = None) -> None:
-        # As text, which follows the theme; the collapsible's own arrows keep the colour that they were made in.
-        self.setText(f"{'▾' if self.isExpanded() else '▸'}  {self._title}")
+    def colour(self, text: str, ground: str) -> None:
+        """For the curves."""
+        self.curves.set_colours(text, ground)
 
 
 def _cases(count: int) -> str:
@@ -705,51 +602,3 @@ def _cases(count: int) -> str:
 def _path(line: QLineEdit) -> Path | None:
     text = line.text().strip()
     return Path(text).expanduser() if text else None
-
-
-def _column() -> tuple[QWidget, QVBoxLayout]:
-    inside = QWidget()
-    column = QVBoxLayout(inside)
-    column.setContentsMargins(0, 0, 0, 0)
-    column.setSpacing(4)
-    return inside, column
-
-
-def _row(*widgets: QWidget) -> QHBoxLayout:
-    row = QHBoxLayout()
-    row.setSpacing(6)
-    for widget in widgets:
-        row.addWidget(widget, 0 if isinstance(widget, (QLabel, QToolButton)) else 1)
-    return row
-
-
-def _line(column: QVBoxLayout, *buttons: QPushButton) -> None:
-    row = QHBoxLayout()
-    row.setSpacing(4)
-    for button in buttons:
-        button.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        row.addWidget(button, 1)
-    column.addLayout(row)
-
-
-def _words(text: str = "") -> QLabel:
-    label = QLabel(text)
-    label.setWordWrap(True)
-    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-    return label
-
-
-def _tool(text: str, tip: str) -> QToolButton:
-    button = QToolButton()
-    button.setText(text)
-    button.setToolTip(tip)
-    button.setAccessibleName(tip)
-    return button
-
-
-def _rule() -> QFrame:
-    line = QFrame()
-    line.setFrameShape(QFrame.Shape.HLine)
-    line.setFixedHeight(1)
-    line.setStyleSheet("background: palette(mid)")
-    return line

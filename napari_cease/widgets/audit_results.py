@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 
 import pyqtgraph as pg
@@ -12,8 +11,9 @@ from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 from cease_core.evaluation.report.words import level, number, plural, share
 from cease_core.evaluation.summary import CheckLine, ModelSummary, Summary
 from cease_core.models.card import PALETTE
+from napari_cease.units import LEVELS
+from napari_cease.widgets.parts import escape, paint_plot
 
-LEVELS = 255
 SYMBOLS = {"o": "●", "s": "■", "t1": "▲", "d": "◆", "t": "▼", "star": "★"}
 """Of pyqtgraph, and the same in text: lines are told apart without colour, too."""
 
@@ -78,11 +78,7 @@ class WorstCurves(QWidget):
 
     def set_colours(self, text: str, ground: str) -> None:
         """Axes and labels in the theme's text colour, on its background."""
-        self.plot.setBackground(ground)
-        for name in ("bottom", "left"):
-            axis = self.plot.getPlotItem().getAxis(name)
-            axis.setPen(text)
-            axis.setTextPen(text)
+        paint_plot(self.plot, text, ground)
 
     def _list(self) -> None:
         marks = list(SYMBOLS.values())
@@ -129,11 +125,6 @@ class ChecksView(_Rich):
     def show_summary(self, summary: Summary | None) -> None:
         """Show an audit's checks, or nothing."""
         self.setText("<hr>".join("".join(_checks(model)) for model in (summary.models if summary else ())))
-
-
-def escape(text: str) -> str:
-    """Text as rich text shows it."""
-    return html.escape(text, quote=False)
 
 
 def _verdict(summary: Summary, model: ModelSummary) -> str:

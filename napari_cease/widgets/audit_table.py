@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
 from cease_core.evaluation.report.words import level
 from napari_cease.audit_session import Row
+from napari_cease.widgets.parts import tip_of
 
 UNKNOWN = "–"
 _WIDEST = 84
@@ -205,9 +206,10 @@ class AuditTable(QAbstractTableModel):
             return self.text(row, index.column())
         if role == Qt.ItemDataRole.ToolTipRole:
             if row.error:
-                return row.error
+                return tip_of(row.error)
             title = self.titles.get(row.model, row.model)
-            return f"{row.case}: {title}\n{row.attack}, ε = {epsilon_text(row.epsilon)}\nDouble-click: look at it"
+            about = f"{row.case}: {title}\n{row.attack}, ε = {epsilon_text(row.epsilon)}"
+            return tip_of(f"{about}\nDouble-click: look at it")
         if role == Qt.ItemDataRole.TextAlignmentRole and column.number:
             return Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
         return None
@@ -241,14 +243,17 @@ class AuditView(QTableView):
         self.sortByColumn(-1, Qt.SortOrder.AscendingOrder)
         self.doubleClicked.connect(self._on_chosen)
         self._fitted = 0
+        self._of: Sequence[Row] = ()
 
     def fit(self, *, failures: bool) -> None:
         """Give columns the room that they need, and hide those that say nothing."""
         self.setColumnHidden(_MODEL, len(self.table.titles) < 2)
         self.setColumnHidden(_ERROR, not failures)
+        if self._of is not self.table.rows:
+            self._of, self._fitted = self.table.rows, 0
         if self._fitted == len(self.table.rows):
             return
-        new = self.table.rows[self._fitted :] if self._fitted < len(self.table.rows) else self.table.rows
+        new = self.table.rows[self._fitted :]
         metrics = self.fontMetrics()
         for at, column in enumerate(COLUMNS):
             texts = {self.table.text(row, at) for row in new}

@@ -41,7 +41,7 @@ from napari_cease import findings
 from napari_cease.choices import editors, explained, offered, target_title
 from napari_cease.explorer import Explorer, takes
 from napari_cease.jobs.exploration import SIDES, Side
-from napari_cease.layers import role_of
+from napari_cease.layers import is_mask, role_of
 from napari_cease.results import Results
 from napari_cease.session import ExplorerSession
 from napari_cease.units import epsilon_text
@@ -383,12 +383,10 @@ class AttackExplorer(QScrollArea):
         return [(x.name, x) for x in layers if isinstance(x, Image) and role_of(x)[0] in (None, "scan")]
 
     def _labels_choices(self) -> list[tuple[str, Labels]]:
-        layers = self.viewer.layers
-        return [(x.name, x) for x in layers if isinstance(x, Labels) and role_of(x)[0] in (None, "labels")]
+        return [(x.name, x) for x in self.viewer.layers if isinstance(x, Labels) and is_mask(x)]
 
     def _region_choices(self) -> list[Layer]:
-        kinds = (Labels, Shapes)
-        return [x for x in self.viewer.layers if isinstance(x, kinds) and role_of(x)[0] in (None, "labels")]
+        return [x for x in self.viewer.layers if isinstance(x, (Labels, Shapes)) and is_mask(x)]
 
     def _model_choices(self) -> list[tuple[str, Path]]:
         return [(card.title, folder) for folder, card in self._fitting.items()]

@@ -1,4 +1,4 @@
-"""Small parts that the docks' forms are made of: a part that folds away, rows, numbers, words."""
+"""A part of a dock that folds away."""
 
 from __future__ import annotations
 
@@ -6,20 +6,8 @@ from typing import Any
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QIcon
-from qtpy.QtWidgets import (
-    QAbstractSpinBox,
-    QDoubleSpinBox,
-    QFrame,
-    QHBoxLayout,
-    QLabel,
-    QSizePolicy,
-    QSpinBox,
-    QToolButton,
-    QWidget,
-)
+from qtpy.QtWidgets import QSizePolicy, QWidget
 from superqt import QCollapsible
-
-from napari_cease.widgets.parameters import modest
 
 
 class Fold(QCollapsible):
@@ -43,6 +31,17 @@ class Fold(QCollapsible):
         self.open(opened)
         self._on_toggled()
 
+    @property
+    def title(self) -> str:
+        """What the part is called."""
+        return self._title
+
+    @title.setter
+    def title(self, title: str) -> None:
+        if title != self._title:
+            self._title = title
+            self._on_toggled()
+
     def tell(self, detail: str) -> None:
         """Say in a word, beside the title of a part that is folded away, what is inside."""
         if detail != self._detail:
@@ -63,62 +62,5 @@ class Fold(QCollapsible):
         # As text, which follows the theme; the collapsible's own arrows keep the colour that they were made in.
         text = f"{'▾' if opened else '▸'}  {self._title}"
         text += f" · {self._detail}" if self._detail and not opened else ""
-        self.setText(self.toggleButton().fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, self.width() - 4))
-
-
-def row(*widgets: QWidget) -> QHBoxLayout:
-    """Widgets side by side; labels and tool buttons as narrow as they are."""
-    row = QHBoxLayout()
-    row.setSpacing(6)
-    for widget in widgets:
-        row.addWidget(widget, 0 if isinstance(widget, QLabel | QToolButton) else 1)
-    return row
-
-
-def browse_button(tip: str) -> QToolButton:
-    """A button that opens a dialog for a folder."""
-    button = QToolButton()
-    button.setText("…")
-    button.setToolTip(tip)
-    button.setAccessibleName(tip)
-    return button
-
-
-def words() -> QLabel:
-    """Text that breaks into lines and can be copied."""
-    label = QLabel()
-    label.setWordWrap(True)
-    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-    return label
-
-
-def whole(least: int, most: int, tip: str) -> QSpinBox:
-    """A whole number."""
-    box = QSpinBox()
-    box.setRange(least, most)
-    return _modest(box, tip)
-
-
-def real(least: float, most: float, digits: int, unit: str, tip: str) -> QDoubleSpinBox:
-    """A number with its unit."""
-    box = QDoubleSpinBox()
-    box.setDecimals(digits)
-    box.setRange(least, most)
-    box.setSuffix(unit)
-    return _modest(box, tip)
-
-
-def _modest(box: QAbstractSpinBox, tip: str) -> Any:
-    box.setToolTip(tip)
-    box.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)
-    modest(box)
-    return box
-
-
-def rule() -> QFrame:
-    """A line between two parts."""
-    line = QFrame()
-    line.setFrameShape(QFrame.Shape.HLine)
-    line.setFixedHeight(1)
-    line.setStyleSheet("background: palette(mid)")
-    return line
+        fitting = self.toggleButton().fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, self.width() - 4)
+        self.setText(fitting.replace("&", "&&"))  # else it marks a key

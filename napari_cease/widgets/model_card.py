@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from cease_core.models import ModelCard
@@ -112,7 +113,7 @@ def _training(card: ModelCard) -> Iterator[str]:
     preset = entry(facts, "defence", "name")
     yield f"Defence {escape(str(preset or card.defence))} · {escape(card.architecture.replace('_', ' '))}"
     if start := facts.get("start"):
-        yield f"Started from {escape(str(start))}"
+        yield f"Started from {escape(Path(str(start)).name)}"
     cost = []
     if isinstance(epoch := facts.get("best_epoch"), int):
         cost.append(f"best epoch {epoch}")

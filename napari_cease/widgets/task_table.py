@@ -17,7 +17,7 @@ from qtpy.QtWidgets import (
 
 from cease_core.tasks import TASKS
 from cease_core.tasks.relevance import Relevance, Selection
-from napari_cease.widgets.fold import words
+from napari_cease.widgets.parts import words
 
 
 class TaskTable(QWidget):

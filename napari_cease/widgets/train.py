@@ -10,37 +10,25 @@ from typing import Any, Literal
 
 import napari
 from napari.utils.notifications import show_error, show_info
-from napari.utils.theme import get_theme
-from qtpy.QtCore import QEvent, QObject, Qt, Signal
-from qtpy.QtWidgets import (
-    QFileDialog,
-    QFrame,
-    QHBoxLayout,
-    QMenu,
-    QMessageBox,
-    QProgressBar,
-    QPushButton,
-    QScrollArea,
-    QSizePolicy,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QMenu, QMessageBox, QProgressBar, QPushButton
 
 from cease_core.errors import CeaseError
 from napari_cease.jobs.training import Run, find_runs
 from napari_cease.layers import role_of
 from napari_cease.trainer import Trainer
 from napari_cease.training_session import TrainingSession
-from napari_cease.widgets.fold import Fold, rule, words
+from napari_cease.widgets.fold import Fold
+from napari_cease.widgets.parts import button_row, entry_of, escape, rule, words
+from napari_cease.widgets.run_dock import RunDock
 from napari_cease.widgets.task_table import TaskTable
 from napari_cease.widgets.training_curves import PreviewPictures, TrainingCurves
 from napari_cease.widgets.training_form import TrainingForm
-from napari_cease.widgets.window import main_window
 
 Leave = Literal["keep", "stop", "cancel"]
 
 
-class TrainDock(QScrollArea):
+class TrainDock(RunDock):
     """Train a model on scans and masks of your own, in a process of its own.
 
     Parameters
@@ -53,8 +41,6 @@ class TrainDock(QScrollArea):
     ask_leave
         What asks, when the window closes, whether the training goes on (``"keep"``), is saved and stopped (``"stop"``),
         or the window stays (``"cancel"``).
-    ask_folder
-        What asks for a folder, given the question; None if the user would rather not.
     """
 
     trained = Signal(object)
@@ -65,20 +51,17 @@ class TrainDock(QScrollArea):
     """A validation image under attack, as the newest epoch sees it: `napari_cease.jobs.training.Preview`."""
 
     def __init__(self, napari_viewer: "napari.viewer.Viewer") -> None:
-        super().__init__()
-        self.viewer = napari_viewer
+        super().__init__(napari_viewer)
         self.session = TrainingSession()
         self.ask_leave: Callable[[], Leave] = self._ask_leave
-        self.ask_folder: Callable[[str], Path | None] = self._ask_folder
-        self._closed = False
         self._folded = False
         self._remark = ""
         self.form = TrainingForm(self.session, napari_viewer, lambda question: self.ask_folder(question))
         self.trainer = Trainer(self.session, self.form.pairs, self)
         self._build()
         self._connect()
+        self.watch()
         self._on_chosen()
-        self._on_theme()
         self._on_checked()
         self._on_refreshed()
         self.trainer.attach_to_alive()
@@ -86,21 +69,13 @@ class TrainDock(QScrollArea):
     # --- what it is made of ---------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        self.setWidgetResizable(True)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setMinimumWidth(320)
-        body = QWidget()
-        self.setWidget(body)
-        column = QVBoxLayout(body)
-        column.setContentsMargins(5, 6, 5, 6)
-        column.setSpacing(6)
+        column = self.column
         column.addWidget(self.form)
         self.tasks = TaskTable()
         self.tasks_part = Fold("Auxiliary tasks", self.tasks, opened=False)
         column.addWidget(self.tasks_part)
         column.addWidget(rule())
-        self._build_run(column)
+        self._build_run()
         self.pictures = PreviewPictures()
         self.pictures.hide()
         column.addWidget(self.pictures)
@@ -109,8 +84,9 @@ class TrainDock(QScrollArea):
         column.addWidget(self.curves)
         column.addStretch(1)
 
-    def _build_run(self, column: QVBoxLayout) -> None:
-        self.note = words()
+    def _build_run(self) -> None:
+        column = self.column
+        self.note = words(rich=True)
         column.addWidget(self.note)
         self.start = QPushButton("Start")
         self.start.setToolTip("Train in a process of its own; the window stays free, and may be closed")
@@ -120,12 +96,7 @@ class TrainDock(QScrollArea):
         self.resume.setToolTip("Go on from the state that was saved last, as if there had been no break")
         self.stop = QPushButton("Stop")
         self.stop.setToolTip("End at once; what was done since the state was last saved is lost")
-        buttons = QHBoxLayout()
-        buttons.setSpacing(4)
-        for button in (self.start, self.pause, self.resume, self.stop):
-            button.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-            buttons.addWidget(button, 1)
-        column.addLayout(buttons)
+        column.addLayout(button_row(self.start, self.pause, self.resume, self.stop))
         self.progress = QProgressBar()
         self.progress.setTextVisible(True)
         column.addWidget(self.progress)
@@ -141,12 +112,7 @@ class TrainDock(QScrollArea):
         self.keep.setToolTip("Put the best checkpoint of this run into the library, although it has not ended")
         self.compare_button = QPushButton("Compare with undefended")
         self.compare_button.setToolTip("Open the attack explorer with this model on a case that it was not trained on")
-        below = QHBoxLayout()
-        below.setSpacing(4)
-        for button in (self.attach, self.new, self.keep):
-            button.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-            below.addWidget(button, 1)
-        column.addLayout(below)
+        column.addLayout(button_row(self.attach, self.new, self.keep))
         column.addWidget(self.compare_button)
 
     def _connect(self) -> None:
@@ -172,9 +138,6 @@ class TrainDock(QScrollArea):
         layers = self.viewer.layers.events
         for event in (layers.inserted, layers.removed, layers.renamed):
             event.connect(self._on_layers)
-        self.viewer.events.theme.connect(self._on_theme)
-        # napari neither closes nor destroys a removed dock at once: the window's own events are watched too.
-        main_window(self.viewer).installEventFilter(self)
         self.destroyed.connect(lambda *_, worker=t.worker: worker.shutdown(0))
 
     def _on_layers(self, event: Any = None) -> None:
@@ -210,16 +173,17 @@ class TrainDock(QScrollArea):
         t, s = self.trainer, self.session
         reading, now = t.reading, t.present
         if self._remark:
-            told = self._remark
+            told = escape(self._remark)
         elif t.fault:
-            told = f"<b>Cannot start:</b> {t.fault}"
+            told = f"<b>Cannot start:</b> {escape(t.fault)}"
         elif s.source == "folder" and s.folder is None:
             told = "Choose a folder with scans and their masks."
         elif now is None:
             counted = reading is not None and reading.total
             told = f"Reading case {reading.done} of {reading.total}…" if reading and counted else "Checking…"
         else:
-            told = "<br>".join(f"<b>{name.capitalize()}:</b> {value}" for name, value in now.plan.items())
+            lines = (f"<b>{escape(name.capitalize())}:</b> {escape(value)}" for name, value in now.plan.items())
+            told = "<br>".join(lines)
         self.note.setText(told)
         self.note.setVisible(self.trainer.run is None)
         if now is None:
@@ -300,7 +264,8 @@ class TrainDock(QScrollArea):
         self.attach_menu.clear()
         for run in find_runs(self.session.library)[:15]:
             status = run.status()
-            action = self.attach_menu.addAction(f"{run.folder.name} ({'under way' if status.alive else status.stage})")
+            stage = "under way" if status.alive else status.stage
+            action = self.attach_menu.addAction(entry_of(f"{run.folder.name} ({stage})"))
             action.triggered.connect(lambda _=False, run=run: self._attach(run))
         self.attach_menu.addSeparator()
         self.attach_menu.addAction("Another folder…").triggered.connect(self._attach_elsewhere)
@@ -315,10 +280,6 @@ class TrainDock(QScrollArea):
         folder = self.ask_folder("Folder of a training run")
         if folder is not None:
             self._attach(Run(folder))
-
-    def _ask_folder(self, question: str) -> Path | None:
-        found = QFileDialog.getExistingDirectory(self, question)
-        return Path(found) if found else None
 
     # --- the end --------------------------------------------------------------------------------------------
 
@@ -339,37 +300,19 @@ class TrainDock(QScrollArea):
 
     def may_leave(self) -> bool:
         """Ask, if a training is under way, what becomes of it; false if the window is to stay."""
-        if self._closed or not self.session.alive:
+        if not self.session.alive:
             return True
         answer = self.ask_leave()
         if answer == "stop":
             self.trainer.pause()
         return answer != "cancel"
 
-    def shutdown(self) -> None:
-        """Stop looking; a training goes on. Safe to call twice."""
-        if self._closed:
-            return
-        self._closed = True
-        main_window(self.viewer).removeEventFilter(self)
+    def let_loose(self) -> None:
+        """Stop looking; a training goes on."""
         layers = self.viewer.layers.events
         for event in (layers.inserted, layers.removed, layers.renamed):
             event.disconnect(self._on_layers)
-        self.viewer.events.theme.disconnect(self._on_theme)
         self.trainer.shutdown()
-
-    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Watch the main window for its end."""
-        if event is not None and event.type() == QEvent.Type.Close and not self.may_leave():
-            event.ignore()
-            return True
-        return bool(super().eventFilter(watched, event))
-
-    def event(self, event: QEvent | None) -> bool:
-        """A dock that loses its parent has been removed."""
-        if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None and self.isHidden():
-            self.shutdown()
-        return bool(super().event(event))
 
     def showEvent(self, event: Any) -> None:
         """Shown, the dock has its theme."""
@@ -377,14 +320,6 @@ class TrainDock(QScrollArea):
         self.form.align()
         self.form.refresh_models()
 
-    def closeEvent(self, event: Any) -> None:
-        """Closed as a window of its own."""
-        if not self.may_leave():
-            event.ignore()
-            return
-        self.shutdown()
-        super().closeEvent(event)
-
-    def _on_theme(self, _: Any = None) -> None:
-        theme = get_theme(self.viewer.theme)
-        self.curves.set_colours(theme.text.as_hex(), theme.background.as_hex())
+    def colour(self, text: str, ground: str) -> None:
+        """For the curves."""
+        self.curves.set_colours(text, ground)

@@ -15,6 +15,8 @@ from skimage.segmentation import find_boundaries
 from cease_core.models.card import PALETTE
 from napari_cease.jobs.training import Preview
 from napari_cease.training_session import Epoch
+from napari_cease.units import LEVELS
+from napari_cease.widgets.parts import escape, paint_plot, words
 
 # Okabe and Ito's palette, as everywhere; a symbol or a dash tells lines apart without colour, too.
 CLEAN, ATTACKED = "#56B4E9", "#D55E00"
@@ -91,11 +93,7 @@ class Curve(QWidget):
     def set_colours(self, text: str, ground: str) -> None:
         """Axes and labels in the theme's text colour, on its background."""
         self._text = text
-        self.plot.setBackground(ground)
-        for name in ("bottom", "left"):
-            axis = self.plot.getPlotItem().getAxis(name)
-            axis.setPen(text)
-            axis.setTextPen(text)
+        paint_plot(self.plot, text, ground)
         self._dress()
 
     def _drop(self, name: str) -> None:
@@ -114,7 +112,7 @@ class Curve(QWidget):
             line.setPen(pg.mkPen(colour, width=2, style=style))
             line.setSymbolBrush(colour)
             mark = {"o": "●", "s": "■"}.get(line.opts["symbol"], mark)
-            legend.append(f"<span style='color:{colour}'>{mark}</span>&nbsp;{name.replace(' ', '&nbsp;')}")
+            legend.append(f"<span style='color:{colour}'>{mark}</span>&nbsp;{escape(name).replace(' ', '&nbsp;')}")
         self.legend.setText("&ensp; ".join(legend))
         self.legend.setVisible(bool(legend))
 
@@ -188,8 +186,7 @@ class PreviewPictures(QWidget):
             caption.setAlignment(Qt.AlignmentFlag.AlignHCenter)
             grid.addWidget(picture, 0, column)
             grid.addWidget(caption, 1, column)
-        self.note = QLabel()
-        self.note.setWordWrap(True)
+        self.note = words()
         grid.addWidget(self.note, 2, 0, 1, 2)
 
     def show_preview(self, preview: Preview) -> None:
@@ -199,8 +196,8 @@ class PreviewPictures(QWidget):
         for caption, title, dice in zip(self.captions, ("Clean", "Attacked"), preview.dice, strict=True):
             caption.setText(f"{title}: Dice {dice:.2f}")
         self.note.setText(
-            f"{preview.case} (validation) after epoch {preview.epoch}; PGD-10 at {preview.epsilon * 255:.3g}/255. "
-            "White outline: reference."
+            f"{preview.case} (validation) after epoch {preview.epoch}; "
+            f"PGD-10 at {preview.epsilon * LEVELS:.3g}/{LEVELS}. White outline: reference."
         )
 
 

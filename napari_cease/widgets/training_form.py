@@ -31,8 +31,9 @@ from cease_core.training import TrainingConfig
 from napari_cease.jobs.training_recipe import Pair
 from napari_cease.trainer import labelled, pair_of
 from napari_cease.training_session import TrainingSession
-from napari_cease.widgets.fold import Fold, browse_button, real, row, whole, words
+from napari_cease.widgets.fold import Fold
 from napari_cease.widgets.grouped_box import Choice, GroupedBox
+from napari_cease.widgets.parts import align, browse_button, empty_form, real, row, tip_of, whole, words
 
 AUTO = "auto"
 RANDOM = "random weights"
@@ -288,25 +289,13 @@ class TrainingForm(QWidget):
         return inside
 
     def _form(self) -> tuple[QWidget, QFormLayout]:
-        inside = QWidget()
-        form = QFormLayout(inside)
-        form.setContentsMargins(0, 0, 0, 0)
-        form.setSpacing(4)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        inside, form = empty_form()
         self._forms.append(form)
         return inside, form
 
     def align(self) -> None:
         """One column of labels throughout; how wide they are is known once the theme has its fonts."""
-        labels = [
-            item.widget()
-            for form in self._forms
-            for at in range(form.rowCount())
-            if (item := form.itemAt(at, QFormLayout.ItemRole.LabelRole)) is not None and item.widget()
-        ]
-        width = max(label.sizeHint().width() for label in labels)
-        for label in labels:
-            label.setMinimumWidth(width)
+        align(self._forms)
 
     def _bind(
         self, name: str, widget: QWidget, changed: Any, show: Callable[[Any], None], value: Callable[[], Any]
@@ -417,7 +406,7 @@ class TrainingForm(QWidget):
             item.setData(Qt.ItemDataRole.UserRole, (image, mask))
             item.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable | Qt.ItemFlag.ItemIsSelectable)
             item.setCheckState(Qt.CheckState.Unchecked if image in off else Qt.CheckState.Checked)
-            item.setToolTip(item.text())
+            item.setToolTip(tip_of(item.text()))
             self.layers.addItem(item)
         self._filling = False
 

@@ -135,34 +135,46 @@ class Windowless(ViewerModel):
         return self._window
 
 
-Docked = Callable[..., tuple[Any, Any]]
-
-
 @pytest.fixture
-def docked(qtbot: Any) -> Iterator[Docked]:
-    """A viewer without a canvas, with the explorer docked in its window."""
+def windowless(qtbot: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a dock, given its class, in a window without a canvas of this width; it is shut down at the end, twice."""
     made = []
 
-    def make() -> tuple[Any, Any]:
-        from napari_cease.widgets.explore import AttackExplorer
-
+    def show(kind: Callable[[Any], Any], width: int = 500) -> Any:
         viewer = Windowless()
         main = QMainWindow()
         qtbot.addWidget(main)
         viewer._window = SimpleNamespace(_qt_window=main)
-        dock = AttackExplorer(viewer)  # type: ignore[arg-type]
-        dock.session.tune(steps=4)
+        dock = kind(viewer)
         holder = QDockWidget(main)
         holder.setWidget(dock)
         main.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, holder)
-        main.resize(500, 900)
+        main.resize(width, 900)
         main.show()
         made.append(dock)
-        return viewer, dock
+        return dock
 
-    yield make
+    yield show
     for dock in made:
         dock.shutdown()
+        dock.shutdown()
+
+
+Docked = Callable[..., tuple[Any, Any]]
+
+
+@pytest.fixture
+def docked(windowless: Callable[..., Any]) -> Docked:
+    """A viewer without a canvas, with the explorer docked in its window."""
+
+    def make() -> tuple[Any, Any]:
+        from napari_cease.widgets.explore import AttackExplorer
+
+        dock = windowless(AttackExplorer)
+        dock.session.tune(steps=4)
+        return dock.viewer, dock
+
+    return make
 
 
 @pytest.fixture

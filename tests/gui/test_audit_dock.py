@@ -6,22 +6,19 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import filelock
 import pytest
-from napari.components import ViewerModel
-from pydantic import PrivateAttr
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QDockWidget, QMainWindow
 from tiny_audit import CARDIAC, MODELS, TINY, whole
 
 from cease_core.evaluation.audit import load_audit
 from cease_core.evaluation.summary import summarise
 from cease_core.models.shelf import load_robustness
-from napari_cease.audit_session import audits_place
-from napari_cease.jobs.auditing import AuditRun, find_audits
+from napari_cease.audit_session import JournalTail, audits_place
+from napari_cease.jobs.auditing import AuditRun, Request, find_audits
 from napari_cease.widgets.audit import AuditDock
 from napari_cease.widgets.audit_table import COLUMNS
 
@@ -30,16 +27,6 @@ TABLE = ("table.csv", "probes.csv", "cases.csv")
 MODEL, ATTACK, EPSILON, DICE = (
     [c.title for c in COLUMNS].index(title) for title in ("Model", "Attack", "ε", "Dice")
 )  # fmt: skip
-
-
-class Windowless(ViewerModel):
-    """napari's viewer model in a bare main window."""
-
-    _window: Any = PrivateAttr(None)
-
-    @property
-    def window(self) -> Any:
-        return self._window
 
 
 @pytest.fixture(scope="session")
@@ -57,28 +44,9 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def dock_again(qtbot: Any, library: Path) -> Iterator[Callable[[], AuditDock]]:
+def dock_again(windowless: Callable[..., AuditDock], library: Path) -> Iterator[Callable[[], AuditDock]]:
     """Opens the dock, as narrow as it may be, in a window without a canvas; again for another one."""
-    made: list[AuditDock] = []
-
-    def make() -> AuditDock:
-        viewer = Windowless()
-        main = QMainWindow()
-        qtbot.addWidget(main)
-        viewer._window = SimpleNamespace(_qt_window=main)
-        dock = AuditDock(viewer)  # type: ignore[arg-type]
-        holder = QDockWidget(main)
-        holder.setWidget(dock)
-        main.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, holder)
-        main.resize(330, 900)
-        main.show()
-        made.append(dock)
-        return dock
-
-    yield make
-    for dock in made:
-        dock.shutdown()
-        dock.shutdown()
+    yield lambda: windowless(AuditDock, width=330)
     for run in find_audits(audits_place()):
         run.kill()
         assert run.process() is None
@@ -133,7 +101,9 @@ def cells(dock: AuditDock, column: int) -> list[str]:
 # --- the way through ---
 
 
-def test_from_models_and_data_to_table_curves_and_verdict(dock, qtbot, library, errors):
+def test_from_models_and_data_past_a_closed_window_a_cancel_and_a_kill_to_the_table_of_an_uninterrupted_audit(
+    dock, dock_again, qtbot, done, library, errors
+):
     mine = library / "mine"
     shutil.copytree(MODELS[0], mine)
     dock.offer_models()
@@ -143,36 +113,10 @@ def test_from_models_and_data_to_table_curves_and_verdict(dock, qtbot, library, 
     click(dock.start)
     qtbot.waitUntil(lambda: bool(dock.session.rows), timeout=WAIT)
     assert dock.session.alive
+    assert dock.session.folder.parent == audits_place()
     assert not dock.models_part.inside.isEnabled()
     assert "jobs are done, about" in dock.told.text()
     assert dock.table.rowCount() == len(dock.session.rows)
-    wait_for(dock, qtbot, "finished")
-    assert not errors
-    audit = load_audit(dock.session.folder)
-    assert audit.complete
-    assert dock.session.folder.parent == audits_place()
-    assert dock.bar.text() == f"{audit.jobs} of {audit.jobs} jobs"
-    assert dock.table.rowCount() == len(audit.rows)
-    for model in summarise(audit).models:
-        x, y = dock.curves.lines[model.title].getData()
-        assert list(x) == pytest.approx([255 * p.epsilon for p in model.curve.points])
-        assert list(y) == pytest.approx([p.dice for p in model.curve.points])
-        assert model.title in dock.verdict.text()
-        assert model.verdict.label in dock.verdict.text()
-        for check in model.checks:
-            assert check.title in dock.checks.text()
-    # The headline went to the model of the user's own, and nowhere else.
-    assert load_robustness(mine) is not None
-    assert load_robustness(MODELS[1]) is None
-    assert "Headline written to Cardiac MR, undefended" in dock.told.text()
-
-
-def test_cancelled_killed_and_resumed_it_leaves_the_table_of_an_uninterrupted_audit(
-    dock, dock_again, qtbot, done, errors
-):
-    choose(dock, qtbot)
-    click(dock.start)
-    qtbot.waitUntil(lambda: dock.session.done > 0, timeout=WAIT)
     dock.shutdown()
 
     # The window is closed; another one finds the audit, which has gone on.
@@ -196,12 +140,36 @@ def test_cancelled_killed_and_resumed_it_leaves_the_table_of_an_uninterrupted_au
     assert load_audit(again.session.folder).finished == again.session.done
 
     click(again.resume)
-    wait_for(again, qtbot, "finished")
+    with qtbot.waitSignal(again.audited, timeout=WAIT) as told:
+        wait_for(again, qtbot, "finished")
+    assert told.args == [again.session.folder]
+    jobs = again.session.jobs
+    assert again.bar.text() == f"{jobs} of {jobs} jobs"
     for name in TABLE:
         assert (again.session.folder / name).read_bytes() == (done / name).read_bytes()
+    # The headline went to the model of the user's own, and nowhere else.
+    assert load_robustness(mine) is not None
+    assert load_robustness(MODELS[1]) is None
+    assert "Headline written to Cardiac MR, undefended" in again.told.text()
 
 
 # --- what was found ---
+
+
+def test_a_finished_audit_shows_its_curves_verdicts_and_checks(dock, done):
+    dock.open_audit(done)
+    audit = load_audit(done)
+    assert dock.session.state == "finished"
+    assert dock.bar.text() == f"{audit.jobs} of {audit.jobs} jobs"
+    assert dock.table.rowCount() == len(audit.rows)
+    for model in summarise(audit).models:
+        x, y = dock.curves.lines[model.title].getData()
+        assert list(x) == pytest.approx([255 * p.epsilon for p in model.curve.points])
+        assert list(y) == pytest.approx([p.dice for p in model.curve.points])
+        assert model.title in dock.verdict.text()
+        assert model.verdict.label in dock.verdict.text()
+        for check in model.checks:
+            assert check.title in dock.checks.text()
 
 
 def test_the_table_is_sorted_and_filtered(dock, done):
@@ -330,6 +298,65 @@ def test_a_folder_that_holds_no_audit_or_another_one_is_said(dock, qtbot, tmp_pa
     click(dock.start)
     assert "holds another audit" in errors.pop()
     assert dock.session.state == "idle"
+
+
+def test_an_audit_that_ends_before_it_is_looked_at_is_still_told_of(dock, qtbot, tmp_path, errors, monkeypatch):
+    start = AuditRun.start
+
+    def start_and_see_its_end(run):
+        start(run)
+        qtbot.waitUntil(lambda: run.status().stage != "running", timeout=WAIT)
+
+    monkeypatch.setattr(AuditRun, "start", start_and_see_its_end)
+    run = AuditRun.create(tmp_path / "out", Request(MODELS, tmp_path / "gone", {}))
+    dock.open_audit(run.folder)
+    click(dock.resume)
+    (sentence,) = errors
+    assert str(tmp_path / "gone") in sentence
+    assert sentence.endswith("Nothing was computed yet; Resume goes on from there.")
+
+
+def test_no_start_is_left_to_come_without_data_or_beside_an_audit(dock, qtbot, done, errors):
+    for interrupt in (lambda: type_into(dock.data, ""), lambda: dock.open_audit(done)):
+        choose(dock, qtbot)
+        dock.keep_seen.toggle()
+        assert dock.auditor.looking
+        click(dock.start)
+        interrupt()
+        type_into(dock.data, "")
+        choose(dock, qtbot)
+        assert not find_audits(audits_place())
+    assert not errors
+
+
+def test_an_audit_with_a_long_journal_is_under_way_while_it_is_read(dock, done, tmp_path, monkeypatch):
+    monkeypatch.setattr(JournalTail.read, "__defaults__", (1000,))
+    shutil.copytree(done, tmp_path / "long")
+    with filelock.FileLock(tmp_path / "long" / ".lock"):
+        dock.open_audit(tmp_path / "long")
+        assert 0 < dock.session.done < dock.session.jobs
+        assert dock.session.alive
+        assert not dock.start.isEnabled()
+
+
+def test_facts_that_are_damaged_are_one_sentence(dock, tmp_path, errors):
+    (tmp_path / "audit.json").write_text('{"victims": [{}]}')
+    dock.open_audit(tmp_path)
+    (sentence,) = errors
+    assert sentence.startswith(f"{tmp_path / 'audit.json'} cannot be read")
+    assert dock.session.state == "idle"
+
+
+def test_names_are_shown_as_they_are(dock, done, qtbot, tmp_path, library):
+    tick(dock, MODELS[0])
+    dock.session.data = tmp_path / "<i>R&D</i>"
+    qtbot.waitUntil(lambda: bool(dock.auditor.fault), timeout=WAIT)
+    assert "&lt;i&gt;R&amp;D&lt;/i&gt;" in dock.facts.text()
+    for label in (dock.told, dock.remarks, dock.note, dock.rows_note):
+        assert label.textFormat() == Qt.TextFormat.PlainText
+    shutil.copytree(done, audits_place() / "R&D")
+    dock._fill_menu()
+    assert dock.open_menu.actions()[0].text().startswith("R&&D (")
 
 
 # --- its manners ---

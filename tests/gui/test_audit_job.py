@@ -24,6 +24,7 @@ from cease_core.models.library import SHIPPED
 from cease_core.models.shelf import load_robustness
 from napari_cease.audit_session import AuditSession, JournalTail, Results, Row, chosen_case, explained, look, why_not
 from napari_cease.jobs.auditing import FACTS, JOURNAL, AuditRun, Request, find_audits, write_headlines
+from napari_cease.jobs.process import LOG
 
 REQUEST = Request(MODELS, CARDIAC, tiny().model_dump(mode="json"))
 
@@ -71,7 +72,7 @@ def test_what_cannot_be_audited_ends_the_process_with_one_sentence(tmp_path, sta
     status = run.status()
     assert status.stage == "failed"
     assert "needs the folders images/ and labels/" in status.sentence
-    assert run.last_words() == status.sentence
+    assert (run.folder / LOG).read_text() == f"{status.sentence}\n"
     assert [found.folder for found in find_audits(tmp_path)] == [run.folder]
 
 
@@ -105,6 +106,16 @@ def test_an_audit_of_the_command_line_is_under_way_while_it_holds_the_folder(don
     with filelock.FileLock(tmp_path / ".lock"):
         assert run.status().stage == "running"
     assert run.status().stage == "stopped"
+
+
+@pytest.mark.parametrize("stage", ["running", "stopped", "failed"])
+def test_an_audit_that_a_command_line_goes_on_with_is_under_way(done, tmp_path, stage):
+    (tmp_path / FACTS).write_bytes((done / FACTS).read_bytes())
+    (tmp_path / "run.json").write_text(json.dumps({"pid": 1, "created": 0.0, "stage": stage}))
+    run = AuditRun.open(tmp_path)
+    with filelock.FileLock(tmp_path / ".lock"):
+        assert run.status().stage == "running"
+    assert run.status().stage == ("failed" if stage == "running" else stage)
 
 
 # --- what it tells ---
@@ -158,6 +169,13 @@ def test_time_left_counts_each_trial_by_what_it_took(done):
     assert half.seconds_left == pytest.approx(sum(e.seconds for e in entries[: len(entries) // 2]))
     half.add(entries)
     assert half.seconds_left == 0
+
+
+def test_models_of_one_title_are_told_apart_by_their_names(done):
+    facts = json.loads((done / FACTS).read_text())
+    for victim in facts["victims"]:
+        victim["title"] = "Heart"
+    assert list(Results(facts).titles.values()) == ["Heart (cardiac-undefended)", "Heart (cardiac-defended)"]
 
 
 def test_a_failed_row_is_a_row_without_figures(done):

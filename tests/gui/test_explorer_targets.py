@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from napari.layers import Labels, Layer
+
+from cease_core.scan import Scan
+from napari_cease.readers import scan_layers
+from napari_cease.trainer import labelled
 
 WAIT = 30_000
 
@@ -108,3 +113,16 @@ def test_results_of_one_goal_are_not_taken_for_those_of_another(opened, settled)
     assert dock.explorer.key == key
     assert len(dock.explorer.results.views) == 34
     settled(dock)
+
+
+def test_a_mask_that_was_opened_as_a_scan_and_converted_can_be_the_reference(docked, volume) -> None:
+    viewer, dock = docked()
+    scan, labels = volume
+    opened = Scan(labels[None].astype("float32"), scan.affine, name="mask")
+    for data in (*scan_layers(scan), *scan_layers(opened)):
+        viewer.add_layer(Layer.create(*data))
+    image = viewer.layers[-1]
+    # What napari's "Convert to Labels" does: the data as integers, all else as it was.
+    viewer.add_layer(Labels(image.data.astype(int), name="converted", metadata=image.metadata, affine=image.affine))
+    assert "converted" in [name for name, _ in dock._labels_choices()]
+    assert [mask.name for _, mask in labelled(viewer)] == ["converted"] * 2

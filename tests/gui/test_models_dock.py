@@ -9,17 +9,14 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from napari.components import ViewerModel
-from pydantic import PrivateAttr
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QApplication, QDockWidget, QLineEdit, QMainWindow
+from qtpy.QtWidgets import QApplication, QLineEdit
 from safetensors.torch import load_file
 
 from cease_core.models import find_model
@@ -30,16 +27,6 @@ from napari_cease.widgets.models import ModelsDock
 
 WAIT = 30_000
 ATTACKED = [column.title for column in COLUMNS].index("Attacked")
-
-
-class Windowless(ViewerModel):
-    """napari's viewer model in a bare main window."""
-
-    _window: Any = PrivateAttr(None)
-
-    @property
-    def window(self) -> Any:
-        return self._window
 
 
 @pytest.fixture(autouse=True)
@@ -57,21 +44,9 @@ def shelf_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def dock(qtbot: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def dock(windowless: Callable[..., Any]) -> Any:
     """The dock, as narrow as a dock may be, in a window without a canvas."""
-    viewer = Windowless()
-    main = QMainWindow()
-    qtbot.addWidget(main)
-    viewer._window = SimpleNamespace(_qt_window=main)
-    made = ModelsDock(viewer)  # type: ignore[arg-type]
-    holder = QDockWidget(main)
-    holder.setWidget(made)
-    main.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, holder)
-    main.resize(320, 800)
-    main.show()
-    yield made
-    made.shutdown()
-    made.shutdown()
+    return windowless(ModelsDock, width=320)
 
 
 @pytest.fixture

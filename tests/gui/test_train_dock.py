@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from napari.components import ViewerModel
-from pydantic import PrivateAttr
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QAbstractButton,
     QAbstractItemView,
     QAbstractSpinBox,
     QComboBox,
-    QDockWidget,
     QLineEdit,
-    QMainWindow,
 )
 from tiny_training import HEARTS, SECONDS, tiny, uninterrupted
 
@@ -29,18 +24,7 @@ from napari_cease.jobs.training_process import train_run
 from napari_cease.jobs.training_recipe import create_run
 from napari_cease.widgets.train import TrainDock
 
-
-class Windowless(ViewerModel):
-    """napari's viewer model in a bare main window."""
-
-    _window: Any = PrivateAttr(None)
-
-    @property
-    def window(self) -> Any:
-        return self._window
-
-
-Opened = tuple[Any, TrainDock]
+Open = Callable[[], TrainDock]
 Until = Callable[[Callable[[], bool]], None]
 
 
@@ -55,26 +39,9 @@ def own_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 @pytest.fixture
-def open_dock(qtbot: Any, own_library: Path) -> Iterator[Callable[[], Opened]]:
-    made = []
-
-    def make() -> Opened:
-        viewer = Windowless()
-        main = QMainWindow()
-        qtbot.addWidget(main)
-        viewer._window = SimpleNamespace(_qt_window=main)
-        dock = TrainDock(viewer)  # type: ignore[arg-type]
-        holder = QDockWidget(main)
-        holder.setWidget(dock)
-        main.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, holder)
-        main.resize(500, 900)
-        main.show()
-        made.append(dock)
-        return viewer, dock
-
-    yield make
-    for dock in made:
-        dock.shutdown()
+def open_dock(windowless: Callable[..., TrainDock], own_library: Path) -> Open:
+    """Opens the dock in a window without a canvas; again for another one."""
+    return lambda: windowless(TrainDock)
 
 
 @pytest.fixture
@@ -83,9 +50,9 @@ def until(qtbot: Any) -> Until:
 
 
 @pytest.fixture
-def on_hearts(open_dock: Callable[[], Opened], until: Until) -> TrainDock:
+def on_hearts(open_dock: Open, until: Until) -> TrainDock:
     """The dock with a small training of the sample hearts planned."""
-    _, dock = open_dock()
+    dock = open_dock()
     tiny(dock.session)
     dock.form.folder.setText(str(HEARTS))
     dock.form.folder.editingFinished.emit()
@@ -112,8 +79,8 @@ def begun(dock: TrainDock) -> bool:
 # --- before the run -----------------------------------------------------------------------------------------
 
 
-def test_an_empty_dock_says_what_to_do_and_cannot_start(open_dock: Callable[[], Opened]) -> None:
-    _, dock = open_dock()
+def test_an_empty_dock_says_what_to_do_and_cannot_start(open_dock: Open) -> None:
+    dock = open_dock()
     assert dock.note.text() == "Choose a folder with scans and their masks."
     assert not dock.start.isEnabled()
 
@@ -125,10 +92,8 @@ def test_the_plan_says_what_a_run_would_cost(on_hearts: TrainDock) -> None:
     assert on_hearts.form.title.placeholderText() == "cardiac_mr_sunnybrook-at"
 
 
-def test_a_folder_without_scans_is_refused_in_a_sentence(
-    open_dock: Callable[[], Opened], until: Until, tmp_path: Path
-) -> None:
-    _, dock = open_dock()
+def test_a_folder_without_scans_is_refused_in_a_sentence(open_dock: Open, until: Until, tmp_path: Path) -> None:
+    dock = open_dock()
     dock.ask_folder = lambda _: tmp_path
     dock.form.browse.click()
     until(lambda: bool(dock.trainer.fault))
@@ -157,8 +122,8 @@ def test_a_name_that_is_taken_is_refused_before_the_start(
     assert "a run called my-heart" in on_hearts.note.text()
 
 
-def test_what_a_defence_does_not_have_is_not_asked_for(on_hearts: TrainDock) -> None:
-    dock = on_hearts
+def test_what_a_defence_does_not_have_is_not_asked_for(open_dock: Open) -> None:
+    dock = open_dock()
     for preset, epsilon, tasks, teacher in (
         ("cease", True, True, False),
         ("none", False, False, False),
@@ -193,8 +158,9 @@ def test_nothing_is_clipped_at_320_pixels(on_hearts: TrainDock) -> None:
     assert on_hearts.widget().minimumSizeHint().width() <= 320 - scroll_bar
 
 
-def test_every_control_says_what_it_is_for(on_hearts: TrainDock) -> None:
-    holders = (on_hearts, on_hearts.form, on_hearts.tasks)
+def test_every_control_says_what_it_is_for(open_dock: Open) -> None:
+    dock = open_dock()
+    holders = (dock, dock.form, dock.tasks)
     controls = [v for holder in holders for v in vars(holder).values() if isinstance(v, _CONTROLS)]
     assert len(controls) > 30
     assert [c for c in controls if not c.toolTip() and not c.accessibleName()] == []
@@ -204,19 +170,19 @@ def test_every_control_says_what_it_is_for(on_hearts: TrainDock) -> None:
 # --- the run ------------------------------------------------------------------------------------------------
 
 
-def test_stopped_within_an_epoch_then_killed_a_run_still_ends_with_the_same_weights(
-    on_hearts: TrainDock, until: Until, own_library: Path, tmp_path: Path, errors: list[str], qtbot: Any
+def test_stopped_within_an_epoch_killed_and_left_alone_a_run_still_ends_with_the_same_weights(
+    on_hearts: TrainDock, open_dock: Open, until: Until, own_library: Path, tmp_path: Path, errors: list[str]
 ) -> None:
     dock, s = on_hearts, on_hearts.session
     s.epochs, s.validate_every = 8, 4  # so many that it does not end before it is stopped
     until(lambda: dock.trainer.present is not None)
     dock.start.click()
     while s.saved is None or s.saved[1] == 0:  # between two epochs, by chance, would be too easy
-        until(lambda: begun(dock))
+        until(lambda: begun(dock) and s.saved is not None and s.saved[1] > 0)
         dock.stop.click()
         assert "Stopping" in dock.told.text()
         until(lambda: s.state == "stopped")
-        assert "Resume goes on from there" in dock.told.text()
+        assert "Resume" in dock.told.text()
         dock.resume.click()
 
     done = s.progress.done
@@ -226,82 +192,72 @@ def test_stopped_within_an_epoch_then_killed_a_run_still_ends_with_the_same_weig
     assert "has vanished" in dock.told.text()
     assert errors == [s.told]
 
-    with qtbot.waitSignal(dock.trained, timeout=1000 * SECONDS) as trained:
-        dock.resume.click()
-    (model,) = trained.args
-    assert s.state == "finished"
-    assert model == own_library / "cardiac_mr_sunnybrook-at"
-    assert model in available_models()
-    assert [row.epoch for row in s.history] == list(range(1, 9))
-    assert (model / "model.safetensors").read_bytes() == uninterrupted(s.run, HEARTS, tmp_path / "again")
-
-    with qtbot.waitSignal(dock.compare) as compared:
-        dock.compare_button.click()
-    assert compared.args == [model]
-
-
-def test_the_window_is_closed_while_a_training_on_its_layers_goes_on(
-    open_dock: Callable[[], Opened], show_heart: Any, until: Until, own_library: Path, qtbot: Any
-) -> None:
-    viewer, dock = open_dock()
-    show_heart(viewer)
-    tiny(dock.session, epochs=8, validate_every=4)
-    dock.form.source.value = "layers"
-    until(lambda: dock.trainer.present is not None)
-    assert "neighbours" in dock.form.facts.text()
-    dock.form.title.setText("My heart")
-    dock.form.title.editingFinished.emit()
-    dock.start.click()
-    until(lambda: begun(dock))
-
-    main = viewer.window._qt_window
-    asked: list[str] = []
-    dock.ask_leave = lambda: asked.append("asked") or "cancel"  # type: ignore[assignment, func-returns-value]
-    assert not main.close()
-    assert main.isVisible()
+    dock.resume.click()
+    until(lambda: s.state == "running")
     dock.ask_leave = lambda: "keep"
-    assert main.close()
-    assert asked == ["asked"]
+    assert dock.window().close()
     dock.shutdown()
 
-    _, again = open_dock()
-    assert again.session.run == (own_library / "runs" / "my-heart").resolve()
+    # Another window finds the run, which has gone on.
+    again = open_dock()
+    assert again.session.run == s.run == (own_library / "runs" / "cardiac_mr_sunnybrook-at").resolve()
     assert again.session.alive
+    models: list[Path] = []
+    again.trained.connect(models.append)
     until(lambda: again.session.state == "finished")
-    assert again.session.told.endswith("the model is in the library as my-heart.")
+    assert models == [own_library / "cardiac_mr_sunnybrook-at"]
+    assert models[0] in available_models()
+    assert again.session.told.endswith("the model is in the library as cardiac_mr_sunnybrook-at.")
     assert [row.epoch for row in again.session.history] == list(range(1, 9))
     assert set(again.curves.dice.lines) == {"clean", "under attack"}
     assert len(again.session.rates) == 8
     assert not again.pictures.isHidden()
     assert "PGD-10 at 8/255" in again.pictures.note.text()
     assert again.trainer.preview.clean.shape == again.trainer.preview.labels.shape == (64, 64)
+    assert (models[0] / "model.safetensors").read_bytes() == uninterrupted(s.run, HEARTS, tmp_path / "again")
+
+    compared: list[Path] = []
+    again.compare.connect(compared.append)
+    again.compare_button.click()
+    assert compared == models
 
 
-def test_stopped_and_saved_with_the_window_a_run_is_found_and_its_best_model_kept(
-    on_hearts: TrainDock, open_dock: Callable[[], Opened], until: Until, own_library: Path, qtbot: Any
+def test_on_layers_saved_and_stopped_with_the_window_a_run_is_found_and_its_best_model_kept(
+    open_dock: Open, show_heart: Any, until: Until, own_library: Path, qtbot: Any
 ) -> None:
-    dock = on_hearts
-    dock.form.preset.value = "none"
-    dock.session.epochs = 500
+    dock = open_dock()
+    show_heart(dock.viewer)
+    tiny(dock.session, preset="none", epochs=500)
+    dock.form.source.value = "layers"
     until(lambda: dock.trainer.present is not None)
+    assert "neighbours" in dock.form.facts.text()
+    dock.form.title.setText("My heart")
+    dock.form.title.editingFinished.emit()
     dock.start.click()
     until(lambda: begun(dock) and len(dock.session.history) > 0)
+
+    main, run = dock.window(), dock.session.run
+    assert run == (own_library / "runs" / "my-heart").resolve()
+    asked: list[str] = []
+    dock.ask_leave = lambda: asked.append("asked") or "cancel"  # type: ignore[assignment, func-returns-value]
+    assert not main.close()
+    assert main.isVisible()
+    assert asked == ["asked"]
     dock.ask_leave = lambda: "stop"
-    run = dock.session.run
-    assert dock.viewer.window._qt_window.close()
+    assert main.close()
     dock.shutdown()
     until(lambda: Run(run).status().stage == "paused")
 
-    _, again = open_dock()
+    again = open_dock()
     assert again.session.state == "idle"
     again.attach_menu.aboutToShow.emit()
     entry = again.attach_menu.actions()[0]
-    assert entry.text() == "cardiac_mr_sunnybrook-none (paused)"
+    assert entry.text() == "my-heart (paused)"
     entry.trigger()
     assert again.session.state == "paused"
     with qtbot.waitSignal(again.trained) as trained:
         again.keep.click()
-    assert trained.args == [own_library / "cardiac_mr_sunnybrook-none"]
+    assert trained.args == [own_library / "my-heart"]
     again.new.click()
     assert again.session.state == "idle"
     assert again.session.run is None
@@ -330,10 +286,59 @@ def test_the_table_of_tasks_shows_what_a_run_measured_and_why_it_chose(
     assert dock.tasks.note.text() == selection.summary
 
 
-def test_a_folder_that_holds_no_run_cannot_be_attached_to(
-    open_dock: Callable[[], Opened], errors: list[str], tmp_path: Path
+@pytest.fixture
+def other_run(on_hearts: TrainDock, own_library: Path) -> Run:
+    """A run that was planned and never started."""
+    checked = on_hearts.trainer.present
+    assert checked is not None
+    return create_run(checked.recipe, Job(own_library, threads=1, device="cpu"))
+
+
+def test_a_run_that_ends_before_it_is_looked_at_is_still_told_of(
+    on_hearts: TrainDock, other_run: Run, until: Until, errors: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, dock = open_dock()
+    start = Run.start
+
+    def start_and_see_its_end(run: Run) -> None:
+        start(run)
+        until(lambda: not run.status().alive)
+
+    monkeypatch.setattr(Run, "start", start_and_see_its_end)
+    on_hearts.trainer.attach(other_run.folder)
+    (other_run.folder / "job.json").write_text("{")
+    on_hearts.resume.click()
+    (sentence,) = errors
+    assert sentence.endswith("job.json is missing or damaged; start a new run.")
+
+
+def test_attached_to_a_run_no_start_is_left_to_come(
+    on_hearts: TrainDock, other_run: Run, until: Until, own_library: Path
+) -> None:
+    dock = on_hearts
+    dock.session.epochs = 3
+    dock.start.click()  # while the choices are being checked
+    dock.trainer.attach(other_run.folder)
+    until(lambda: dock.trainer.present is not None)
+    assert dock.session.run == other_run.folder
+    assert find_runs(own_library) == [other_run]
+
+
+def test_names_are_shown_as_they_are(open_dock: Open, until: Until, own_library: Path, tmp_path: Path) -> None:
+    dock = open_dock()
+    dock.session.folder = tmp_path / "<i>R&D</i>"
+    until(lambda: bool(dock.trainer.fault))
+    assert "&lt;i&gt;R&amp;D&lt;/i&gt;" in dock.note.text()
+    for label in (dock.told, dock.form.facts, dock.tasks.note, dock.pictures.note):
+        assert label.textFormat() == Qt.TextFormat.PlainText
+    run = own_library / "runs" / "R&D"
+    run.mkdir(parents=True)
+    (run / "job.json").write_text("{}")
+    dock.attach_menu.aboutToShow.emit()
+    assert dock.attach_menu.actions()[0].text() == "R&&D (stopped)"
+
+
+def test_a_folder_that_holds_no_run_cannot_be_attached_to(open_dock: Open, errors: list[str], tmp_path: Path) -> None:
+    dock = open_dock()
     dock.ask_folder = lambda _: tmp_path
     dock.attach_menu.aboutToShow.emit()
     dock.attach_menu.actions()[-1].trigger()
@@ -355,7 +360,8 @@ def test_in_a_napari_window_it_follows_the_theme_and_leaves_nothing_behind(
     dock.shutdown()
 
 
-def test_no_menu_lies_over_the_curves(on_hearts: TrainDock, qtbot: Any) -> None:
-    on_hearts.curves.show()
-    for curve in on_hearts.curves.curves:
+def test_no_menu_lies_over_the_curves(open_dock: Open) -> None:
+    dock = open_dock()
+    dock.curves.show()
+    for curve in dock.curves.curves:
         assert not curve.plot.getPlotItem().ctrlMenu.isVisible()

@@ -17,8 +17,9 @@ from cease_core.io import read_labels, read_scan
 from cease_core.models.checkpoint import load_card
 from cease_core.scan import Scan, Window
 from cease_core.training import load_config
-from napari_cease.jobs.training import CONTROL, EVENTS, Job, Preview, Run, Tail, find_runs, publish, read_preview
-from napari_cease.jobs.training_process import Ended, train_run
+from napari_cease.jobs.process import CONTROL, LOG, Ended
+from napari_cease.jobs.training import EVENTS, Job, Preview, Run, Status, Tail, find_runs, publish, read_preview
+from napari_cease.jobs.training_process import train_run
 from napari_cease.jobs.training_recipe import (
     Looked,
     Pair,
@@ -232,7 +233,16 @@ def test_a_run_that_cannot_begin_says_why(run: Run, qtbot: Any) -> None:
     qtbot.waitUntil(lambda: not run.status().alive, timeout=60_000)
     assert run.status().stage == "failed"
     assert run.status().sentence.endswith("job.json is missing or damaged; start a new run.")
-    assert run.last_words() == run.status().sentence
+    assert run.status().sentence in (run.folder / LOG).read_text()
+
+
+def test_stopped_before_its_first_batch_it_ends_at_once(run: Run, qtbot: Any) -> None:
+    run.start()
+    qtbot.waitUntil(lambda: run.status().stage == "running", timeout=60_000)
+    run.stop()
+    qtbot.waitUntil(lambda: not run.status().alive, timeout=60_000)
+    assert run.status().stage == "stopped"
+    assert not any(line["kind"] == "step" for line in Tail(run.folder / EVENTS).read())
 
 
 # --- what the folder tells ----------------------------------------------------------------------------------
@@ -243,6 +253,21 @@ def test_a_process_that_only_has_the_number_of_the_run_is_not_taken_for_it(run: 
     assert run.status().stage == "lost"
     run.stop()
     assert run.status().stage == "stopped"
+
+
+def test_what_a_process_said_before_it_vanished_is_quoted() -> None:
+    session = TrainingSession()
+    session.stand(Status("lost", "No space left on device."))
+    assert session.told == (
+        "The training process has vanished, before the first batch: No space left on device; nothing was saved yet, "
+        "and Resume begins anew."
+    )
+
+
+def test_a_job_of_another_version_is_one_sentence(run: Run) -> None:
+    (run.folder / "job.json").write_text('{"library": "x", "colour": "red"}')
+    with pytest.raises(CeaseError, match=r"job\.json is missing or damaged; start a new run"):
+        run.job()
 
 
 def test_runs_are_found_newest_first(run: Run, hearts: Looked, session: TrainingSession) -> None:
@@ -301,3 +326,9 @@ def test_a_preview_survives_its_file(tmp_path: Path) -> None:
     assert found[:3] == written[:3]
     assert found.dice == (1.0, 0.25)
     assert all(np.array_equal(a, b) for a, b in zip(found[3:7], written[3:7], strict=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no picture"])
+def test_a_preview_that_is_damaged_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "preview.npz").write_bytes(content)
+    assert read_preview(tmp_path) is None
