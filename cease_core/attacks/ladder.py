@@ -54,6 +54,7 @@ def ladder(
     *,
     refine: int = 3,
     wanted: Callable[[], float | None] | None = None,
+    monotone: bool = True,
     callback: Callback | None = None,
 ) -> Iterator[Rung]:
     """Attack at every radius, from large to small, yielding each as soon as it is known.
@@ -75,6 +76,8 @@ def ladder(
         Steps that every rung below the top gets at least; small radii get up to half the attack's own.
     wanted
         Asked before every fresh run: the radius to attack next, if it has not been; otherwise the largest is.
+    monotone
+        Whether the running minimum comes last; without it each rung is what was found at its own radius.
     callback
         Told of every step; returns ``False`` to stop, and the ladder ends where it is.
 
@@ -91,7 +94,8 @@ def ladder(
     for rung in _rungs(attack, problem, radii, refine, callback, wanted):
         best[rung.epsilon] = rung
         yield rung
-    yield from _running_minimum(best)
+    if monotone:
+        yield from _running_minimum(best)
 
 
 def _rungs(

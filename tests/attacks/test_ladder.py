@@ -101,6 +101,13 @@ def test_every_radius_once_from_large_to_small_then_corrections(rungs: list[Rung
     assert raised == sorted(set(raised))
 
 
+def test_without_the_running_minimum_each_rung_is_what_its_own_radius_gave(problem: Problem, rungs: list[Rung]) -> None:
+    raw = list(ladder(PGD(steps=20), problem, EPSILONS, monotone=False))
+    assert [r.epsilon for r in raw] == sorted(EPSILONS, reverse=True)
+    for rung, first in zip(raw, rungs, strict=False):
+        assert torch.equal(rung.result.perturbation, first.result.perturbation)
+
+
 def test_dice_never_rises_with_epsilon(rungs: list[Rung]) -> None:
     dice = final_dice(rungs)
     assert (dice.diff(dim=0) <= 0).all()

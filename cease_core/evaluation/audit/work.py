@@ -299,7 +299,8 @@ def _attacked(job: Job, trial: Trial, ready: Ready, stopped: Stopped | None) -> 
     if len(trial.epsilons) == 1:
         results[trial.epsilons[0]] = replace(attack, epsilon=trial.epsilons[0]).run(problem, go_on)
     else:
-        for rung in ladder(attack, problem, trial.epsilons, callback=go_on):
+        # What a smaller ε does is not handed upwards here: whether Dice falls with ε is a check of the attack.
+        for rung in ladder(attack, problem, trial.epsilons, monotone=False, callback=go_on):
             results[rung.epsilon] = rung.result
     if halted:
         raise Cancelled
