@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import os
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -214,8 +213,3 @@ def _spread(client: Any, jobs: Iterator[Job], stopped: Stopped) -> Iterator[Outc
         # A cluster that is gone has nothing to cancel.
         with suppress(Exception, asyncio.CancelledError):
             client.cancel(list(running))
-
-
-def local_workers() -> int:
-    """As many processes as this machine has cores."""
-    return os.cpu_count() or 1

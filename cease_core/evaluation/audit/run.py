@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -23,7 +22,7 @@ import torch
 from cease_core.attacks.on_scan import in_windows
 from cease_core.data import Case
 from cease_core.errors import CeaseError
-from cease_core.evaluation.audit.executors import Executor, Serial
+from cease_core.evaluation.audit.executors import Executor, Serial, versions
 from cease_core.evaluation.audit.plan import Settings, Trial, trials
 from cease_core.evaluation.audit.store import (
     CASES,
@@ -334,10 +333,7 @@ def _facts(
             "cores": os.cpu_count(),
             "accelerator": torch.cuda.get_device_name() if device.startswith("cuda") else None,
             "system": platform.platform(),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in ("napari-cease", "torch", "monai", "numpy")},
-            },
+            "versions": {"python": platform.python_version(), **versions()},
         },
     }
 

@@ -29,7 +29,7 @@ from cease_core.evaluation.audit.probe import probe
 from cease_core.evaluation.audit.store import CLEAN, Entry, Key
 from cease_core.evaluation.audit.victims import Victim
 from cease_core.evaluation.calibration import calibration
-from cease_core.evaluation.lesions import found, lesions
+from cease_core.evaluation.lesions import Lesions, found, lesions
 from cease_core.evaluation.metrics import distortion, flipped, scores
 from cease_core.models.memory import is_out_of_memory
 from cease_core.models.segmenter import ScanModel, SegmentationModel
@@ -157,14 +157,12 @@ def do(job: Job, stopped: Stopped | None = None) -> Outcome:
             raise
         except CeaseError as error:
             outcome = failure(job, str(error))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                log.info("%s failed", job.key, exc_info=True)
-            told = "it does not fit into memory" if is_out_of_memory(error) else repr(error)
-            outcome = failure(job, f"the model failed on this case: {told}.")
         except Exception as error:
-            log.info("%s failed", job.key, exc_info=True)
-            outcome = failure(job, f"the model failed on this case: {error!r}.")
+            full = isinstance(error, RuntimeError) and is_out_of_memory(error)
+            if not full:
+                log.info("%s failed", job.key, exc_info=True)
+            told = "it does not fit into memory" if full else repr(error)
+            outcome = failure(job, f"the model failed on this case: {told}.")
     return replace(outcome, entry=replace(outcome.entry, seconds=time.monotonic() - began))
 
 
@@ -206,7 +204,10 @@ class Ready:
 
     model: ScanModel
     subject: Subject
+    classes: tuple[int, ...]
+    spacing: tuple[float, ...]
     reference: LabelArray
+    lesions: Lesions
     mask: LabelArray
     dice: float
 
@@ -230,22 +231,19 @@ def _ready(victim: Victim, unit: Unit, device: str) -> Ready:
         raise CeaseError("the model's logits are not finite on the clean image; check its weights and window.")
     mask = subject.mask(logits)
     reference = subject.labels[0].cpu().numpy().astype(np.int32)
-    ids = [c.id for c in victim.card.classes]
-    return Ready(model, subject, reference, mask, scores(mask, reference, ids, _spacing(subject)).dice)
-
-
-def _spacing(subject: Subject) -> tuple[float, ...]:
-    return subject.scan.spacing[-(subject.images.ndim - 2) :]
+    ids = tuple(c.id for c in victim.card.classes)
+    spacing = subject.scan.spacing[-reference.ndim :]
+    dice = scores(mask, reference, ids, spacing).dice
+    return Ready(model, subject, ids, spacing, reference, lesions(reference, ids, spacing), mask, dice)
 
 
 def _row(job: Job, ready: Ready, logits: torch.Tensor, epsilon: float) -> dict[str, Any]:
     """Columns that depend on the mask."""
-    subject, ids = ready.subject, [c.id for c in job.victim.card.classes]
-    spacing = _spacing(subject)
+    subject = ready.subject
     mask = subject.mask(logits)
-    score = scores(mask, ready.reference, ids, spacing, tolerance=job.tolerance)
+    score = scores(mask, ready.reference, ready.classes, ready.spacing, tolerance=job.tolerance)
     sure = calibration(logits, subject.labels, subject.model.mode)
-    each = found(mask, lesions(ready.reference, ids, spacing))
+    each = found(mask, ready.lesions)
     return {
         **_place(job),
         "role": job.trial.role if job.trial else CLEAN,

@@ -10,7 +10,7 @@ from cease_core.evaluation.report.page import page
 from cease_core.evaluation.summary import summarise
 from cease_core.io.files import write_text
 
-__all__ = ["card_section", "page", "write_report"]
+__all__ = ["FIGURES", "card_section", "page", "write_report"]
 
 PAGE, FIGURES, CARD = "report.html", "report.json", "robustness.md"
 
