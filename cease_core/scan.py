@@ -8,6 +8,8 @@ be written back onto the file's own grid, voxel for voxel.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +23,9 @@ from cease_core.errors import CeaseError
 FloatArray = NDArray[np.float32]
 LabelArray = NDArray[np.int32]
 Affine = NDArray[np.float64]
+
+SAMPLED_ABOVE = 2**24
+"""Values up to which percentiles are taken of all; of more, of an even sample of some millions."""
 
 
 class Window(NamedTuple):
@@ -53,6 +58,11 @@ class Layout:
     @classmethod
     def identity(cls, ndim: int) -> Layout:
         return cls(tuple(range(ndim)), (False,) * ndim)
+
+    @property
+    def with_channels(self) -> Layout:
+        """The same for arrays with a channel axis in front."""
+        return Layout((0, *(a + 1 for a in self.axes)), (False, *self.flips))
 
     @property
     def _flipped(self) -> tuple[int, ...]:
@@ -94,7 +104,8 @@ class Scan:
     Parameters
     ----------
     image
-        Intensities, float32, shape ``(C, *spatial)`` with two or three spatial axes in display order.
+        Intensities, float32, shape ``(C, *spatial)`` with two or three spatial axes in display order. It may be a
+        read-only view of a large file that is mapped into memory; copy what is to be changed.
     affine
         4×4 map from ``(*index, 0…, 1)`` to RAS millimetres (to pixels for pictures).
     name
@@ -139,8 +150,8 @@ class Scan:
             )
         if 0 in self.image.shape:
             raise CeaseError(f"{self.name}: the image is empty (shape {self.image.shape}); open another file.")
-        if not np.isfinite(self.image).all():
-            bad = int(self.image.size - np.isfinite(self.image).sum())
+        if not all(map(math.isfinite, self.extremes)):
+            bad = sum(int((~np.isfinite(plane)).sum()) for plane in _planes(self.image))
             raise CeaseError(
                 f"{self.name}: {bad} voxels are NaN or infinite; replace them (for example by the "
                 "background value) and open the scan again."
@@ -163,6 +174,13 @@ class Scan:
     def shape(self) -> tuple[int, ...]:
         """Spatial shape, in display order."""
         return tuple(self.image.shape[1:])
+
+    @cached_property
+    def extremes(self) -> tuple[float, float]:
+        """Smallest and largest intensity, in `unit`."""
+        # Plane by plane: a mapped file is read once, and nothing of the image's size is allocated.
+        found = np.array([(plane.min(), plane.max()) for plane in _planes(self.image)])
+        return float(found[:, 0].min()), float(found[:, 1].max())
 
     @cached_property
     def spacing(self) -> tuple[float, ...]:
@@ -200,14 +218,61 @@ class Scan:
 
 
 def percentile_window(image: FloatArray, low: float = 0.5, high: float = 99.5) -> Window:
-    """Intensity interval between two percentiles, or the full range if those coincide."""
-    lo, hi = (float(v) for v in np.percentile(image, (low, high)))
+    """Intensity interval between two percentiles, or the full range if those coincide.
+
+    Parameters
+    ----------
+    image
+        Intensities, shape ``(C, *spatial)``. Of more than `SAMPLED_ABOVE` values every n-th is taken, always the same
+        ones: enough of them that a percentile is off by some thousandths of a percentage point.
+    low, high
+        Percentiles, in [0, 100].
+    """
+    lo, hi = (float(v) for v in np.percentile(_sample(image), (low, high)))
     if not hi > lo:
         lo, hi = float(image.min()), float(image.max())
     if not hi > lo:
         # A constant image still has to be shown; models refuse it with a sentence of their own.
         hi = lo + 1.0
     return Window(lo, hi)
+
+
+def _planes(image: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The slices of every channel, or the channels of a single slice."""
+    for channel in image:
+        yield from channel if image.ndim == 4 else (channel,)
+
+
+def _sample(image: FloatArray) -> FloatArray:
+    """All values, or an even share of many; without a copy of the image, whatever its memory layout."""
+    if image.size <= SAMPLED_ABOVE:
+        return image
+    columns = image.shape[-1]
+    step = math.ceil(image.size / SAMPLED_ABOVE)
+    # A step that shares a factor with the row's length would look at some columns alone.
+    step = next(n for n in range(step, 2 * step + columns) if math.gcd(n, columns) == 1)
+    parts, start = [], 0
+    for plane in _planes(image):
+        parts.append(plane.reshape(-1)[-start % step :: step])
+        start += plane.size
+    return np.concatenate(parts)
+
+
+def class_ids(labels: NDArray[Any]) -> set[int]:
+    """The ids in an integer mask, the background's included.
+
+    For masks of many voxels and few ids, as they are, this is many times faster than sorting them.
+    """
+    if labels.min() < 0 or labels.max() > _FEW_IDS:
+        return set(np.unique(labels).tolist())
+    found = np.zeros(int(labels.max()) + 1, bool)
+    for plane in labels:
+        found[plane] = True
+    return set(np.flatnonzero(found).tolist())
+
+
+_FEW_IDS = 2**16
+_LARGEST_ID = np.iinfo(np.int32).max
 
 
 def check_labels(labels: NDArray[Any], scan: Scan, name: str = "labels") -> LabelArray:
@@ -229,7 +294,11 @@ def check_labels(labels: NDArray[Any], scan: Scan, name: str = "labels") -> Labe
             f"{name}: the mask has shape {array.shape}, but {scan.name} has {scan.shape}; "
             "choose the labels that belong to this scan."
         )
-    rounded = np.rint(array)
-    if not np.array_equal(rounded, array) or (rounded.size and rounded.min() < 0):
-        raise CeaseError(f"{name}: class ids must be whole numbers from 0 up; this looks like an image.")
-    return rounded.astype(np.int32)
+    ids = np.empty(array.shape, np.int32)
+    # Slice by slice: floating-point copies of a large mask would take several times its memory.
+    for part, into in zip(array, ids, strict=True):
+        whole = part if part.dtype.kind in "iub" else np.rint(part)
+        if (part is not whole and not np.array_equal(whole, part)) or whole.min() < 0 or whole.max() > _LARGEST_ID:
+            raise CeaseError(f"{name}: class ids must be whole numbers from 0 up; this looks like an image.")
+        into[...] = whole
+    return ids

@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cease_core.errors import CeaseError
 from cease_core.io import read_labels, read_scan
-from cease_core.scan import LabelArray, Scan
+from cease_core.scan import LabelArray, Scan, class_ids
 from napari_cease.geometry import layer_geometry
 from napari_cease.readers import LayerData, scan_layers
 
@@ -189,7 +187,7 @@ def labels_layer(labels: LabelArray, scan: Scan, classes: dict[int, str] | None 
     role = {"role": "labels", "scan": scan, "classes": dict(classes or {}), "contour": contour}
     options: dict[str, Any] = {
         "name": f"{scan.name} labels",
-        "colormap": class_colours(sorted({*(classes or {}), *np.unique(labels).tolist()} - {0})),
+        "colormap": class_colours(sorted({*(classes or {}), *class_ids(labels)} - {0})),
         "metadata": {"cease": role, "affine": scan.affine},
         **layer_geometry(scan),
     }

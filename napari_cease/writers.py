@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ def save_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     Parameters
     ----------
     path
-        New file: ``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha`` or ``.png``.
+        New file: ``.nii.gz``, ``.nii``, ``.nrrd``, ``.mha`` or ``.png``; ``.dcm`` for a scan that came from DICOM.
     data
         Class ids, shape ``(*spatial)``.
     meta
@@ -35,7 +36,8 @@ def save_labels(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
         If the mask does not fit its scan, or cannot be written there.
     """
     labels = np.asarray(data)
-    write_labels(labels, _scan(labels.shape, meta), path)
+    names = _class_names(meta)
+    write_labels(labels, _scan(labels.shape, meta), path, classes=names, colours=_class_colours(names, meta))
     return [path]
 
 
@@ -65,6 +67,23 @@ def save_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     image = np.moveaxis(image, -1, 0) if meta.get("rgb") else image[np.newaxis]
     write_scan(image, _scan(image.shape[1:], meta), path)
     return [path]
+
+
+def _class_names(meta: dict[str, Any]) -> dict[int, str]:
+    """Names of the classes, as a reference layer and the explorer's masks keep them."""
+    known: dict[int, str] = (meta.get("metadata") or {}).get("cease", {}).get("classes") or {}
+    features = meta.get("features")
+    if not known and features is not None and {"index", "class"} <= set(features):
+        known = {int(i): str(name) for i, name in zip(features["index"], features["class"], strict=True)}
+    return {i: name for i, name in known.items() if i > 0}
+
+
+def _class_colours(classes: Iterable[int], meta: dict[str, Any]) -> dict[int, str]:
+    """Colours of these classes in the layer, ``"#RRGGBB"``."""
+    if (colormap := meta.get("colormap")) is None:
+        return {}
+    rgb = {i: np.rint(255 * np.asarray(colormap.map(i))[:3]).astype(int) for i in classes}
+    return {i: "#{:02X}{:02X}{:02X}".format(*values) for i, values in rgb.items()}
 
 
 def _scan(shape: tuple[int, ...], meta: dict[str, Any]) -> Scan:

@@ -17,11 +17,13 @@ from torch import Tensor
 from cease_core.attacks.losses import Loss
 from cease_core.attacks.problem import Problem
 from cease_core.attacks.targets import Target
+from cease_core.data.classmap import ClassMap
 from cease_core.errors import CeaseError
 from cease_core.models.card import ModelCard
+from cease_core.models.foreign.model import ForeignModel
 from cease_core.models.segmenter import ScanModel, Segmenter, predict_labels
 from cease_core.models.windowed import Windowed
-from cease_core.scan import FloatArray, LabelArray, Scan, Window
+from cease_core.scan import FloatArray, LabelArray, Scan, Window, class_ids
 
 Extent = Literal["slice", "volume"]
 
@@ -136,9 +138,10 @@ def pose_on_scan(
         check_classes(target, model.card, scan, "target")
     window = model.card.window.resolve(scan)
     place = _place(model, scan, extent, index)
-    part = (scan.image[(slice(None), *place)] - np.float32(window.low)) / np.float32(window.width)
+    part = scan.image[(slice(None), *place)] - np.float32(window.low)
+    part /= np.float32(window.width)
     images = torch.from_numpy(np.ascontiguousarray(part)).unsqueeze(0).to(device)
-    seen = in_windows(model, tuple(images.shape[2:]))
+    seen = in_windows(model, tuple(images.shape[2:]), scan)
     if labels is None:
         with torch.no_grad():
             # Attacks judge by full precision, so that is what the mask has to come from.
@@ -166,13 +169,26 @@ def pose_on_scan(
     )
 
 
-def in_windows(model: ScanModel, shape: tuple[int, ...]) -> Segmenter:
-    """The model for an image or volume of ``shape``: as it is, slice by slice, or window by window."""
+def in_windows(model: ScanModel, shape: tuple[int, ...], scan: Scan | None = None) -> Segmenter:
+    """The model for an image or volume of ``shape``: as it is, slice by slice, or window by window.
+
+    Parameters
+    ----------
+    scan
+        Of which the image is a part; a model that was made elsewhere has a grid and windows of its own on it.
+    """
+    if isinstance(model, ForeignModel) and scan is not None:
+        bound = model.on(scan)
+        return bound if len(shape) == model.card.ndim else _slice_by_slice(bound, shape)
     if len(shape) > model.card.ndim:
-        return Windowed(model, (1, shape[1], shape[2]), overlap=0, batch=SLICES_AT_ONCE, planar=True)
+        return _slice_by_slice(model, shape)
     if model.card.ndim == 3 and max(shape) > WINDOW_EDGE:
         return Windowed(model, (WINDOW_EDGE,) * 3, overlap=0.5, batch=1)
     return model
+
+
+def _slice_by_slice(model: Segmenter, shape: tuple[int, ...]) -> Segmenter:
+    return Windowed(model, (1, shape[1], shape[2]), overlap=0, batch=SLICES_AT_ONCE, planar=True)
 
 
 def _cut_region(region: NDArray[np.generic], scan: Scan, place: tuple[slice | int, ...]) -> Tensor:
@@ -194,13 +210,20 @@ def check_classes(labels: LabelArray, card: ModelCard, scan: Scan, name: str = "
         raise CeaseError(
             f"the {name} have shape {labels.shape}, but {scan.name} has {scan.shape}; choose the {name} of this scan."
         )
-    unknown = sorted(set(np.unique(labels).tolist()) - {0, *(c.id for c in card.classes)})
+    held = class_ids(labels)
+    unknown = sorted(held - {0, *(c.id for c in card.classes)})
     if unknown:
         known = ", ".join(f"{c.id} {c.name}" for c in card.classes)
         ids = ", ".join(str(u) for u in unknown[:5])
+        likely = ClassMap.proposed(held, len(card.classes))
+        remedy = (
+            f"say with --classes which class each id becomes, as in --classes {unknown[0]}=0 to drop it"
+            if likely is None
+            else f"if these are the same classes in another numbering, add --classes {likely}"
+        )
         raise CeaseError(
             f"the {name} hold the unknown class {ids}, but {card.title} knows 0 background, {known}; "
-            f"choose {name} with the model's classes, or none."
+            f"{remedy}, or choose {name} with the model's classes, or none."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,18 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cease_core.errors import CeaseError
-from cease_core.io import dicom, files, itk, nifti, picture
+from cease_core.io import dicom, dicom_seg, files, itk, nifti, picture
 from cease_core.io.dicom import holds_dicom, is_dicom
 from cease_core.io.stored import CT_WINDOW, StoredImage, to_labels, to_scan
+from cease_core.io.windows import WINDOWS, WindowPreset, presets_for
 from cease_core.scan import LabelArray, Scan, check_labels
 
 __all__ = [
     "CT_WINDOW",
     "READABLE",
+    "WINDOWS",
     "WRITABLE",
+    "WRITABLE_LABELS",
+    "WindowPreset",
+    "frame_count",
     "holds_dicom",
     "is_dicom",
+    "is_segmentation",
+    "label_names",
+    "presets_for",
     "read_labels",
+    "read_own_labels",
     "read_scan",
     "write_labels",
     "write_scan",
@@ -34,6 +44,11 @@ READABLE = (*nifti.SUFFIXES, *itk.SUFFIXES, *picture.SUFFIXES, *dicom.SUFFIXES)
 WRITABLE = (*nifti.SUFFIXES, *itk.WRITABLE, *picture.WRITABLE)
 """Suffixes that can be written."""
 
+WRITABLE_LABELS = (*WRITABLE, dicom_seg.SUFFIX)
+"""Suffixes that masks can be written with: ``.dcm`` for scans that came from DICOM."""
+
+_SERIES = (*nifti.SUFFIXES, *itk.SUFFIXES)
+
 _WRITERS: dict[ModuleType, tuple[str, ...]] = {
     nifti: nifti.SUFFIXES,
     itk: itk.SUFFIXES,
@@ -42,7 +57,12 @@ _WRITERS: dict[ModuleType, tuple[str, ...]] = {
 
 
 def read_scan(
-    path: str | os.PathLike[str], *, series_uid: str | None = None, volumes_as_channels: bool = False
+    path: str | os.PathLike[str],
+    *,
+    series_uid: str | None = None,
+    frame: int | None = None,
+    volumes_as_channels: bool = False,
+    resample: bool = False,
 ) -> Scan:
     """Read a scan from a file, or a DICOM series from its folder or one of its slices.
 
@@ -52,15 +72,24 @@ def read_scan(
         The file or folder; the suffix says the format, see `READABLE`.
     series_uid
         Which DICOM series to take where a folder holds several.
+    frame
+        Which time point of a NIfTI, NRRD or MetaImage series to take, or which volume or picture of a DICOM file of
+        several, from 0; see `frame_count`. Without one a series is refused. Masks and scans that are written for a
+        frame are single volumes on the series' grid.
     volumes_as_channels
         Take the fourth axis of a NIfTI file for channels (contrasts of one examination, as in the
-        brain tumours of the Medical Segmentation Decathlon); otherwise it is refused as a time series.
+        brain tumours of the Medical Segmentation Decathlon), unless a ``frame`` is chosen.
+    resample
+        Interpolate a DICOM series with a tilted gantry or uneven gaps linearly onto an upright, even grid, from the
+        position of every slice; ``metadata["resampled"]`` then says why. Otherwise it is refused. Nothing happens to
+        other scans, and missing slices are refused in any case.
 
     Returns
     -------
     Scan
         Intensities float32 ``(C, *spatial)`` in display order, in HU, 8-bit grey levels or arbitrary
-        units, and how to write back onto the file's own grid.
+        units, and how to write back onto the file's own grid. Large uncompressed files of float32 are mapped
+        into memory (read-only); all others are decoded piece by piece into one array.
 
     Raises
     ------
@@ -69,59 +98,121 @@ def read_scan(
     """
     source = _existing(path)
     suffix = files.match_suffix(source, READABLE)
-    if source.is_dir() or suffix in dicom.SUFFIXES:
-        return to_scan(dicom.load(source, series_uid))
+    if _is_dicom_source(source):
+        return to_scan(dicom.load(source, series_uid, frame=frame, resample=resample))
+    if frame is not None and suffix not in _SERIES:
+        raise CeaseError(
+            f"{source.name}: frames are chosen of NIfTI, NRRD, MetaImage and DICOM series alone; leave the frame out."
+        )
     if suffix in nifti.SUFFIXES:
-        return to_scan(nifti.load(source, volumes_as_channels=volumes_as_channels))
+        return to_scan(nifti.load(source, frame=frame, volumes_as_channels=volumes_as_channels))
     if suffix in itk.SUFFIXES:
-        return to_scan(itk.load(source))
+        return to_scan(itk.load(source, frame=frame))
     if suffix in picture.SUFFIXES:
         return to_scan(picture.load(source))
-    if is_dicom(source):  # archives store slices without a suffix
-        return to_scan(dicom.load(source, series_uid))
     raise _unknown(source, READABLE, "read")
 
 
-def read_labels(path: str | os.PathLike[str], like: Scan) -> LabelArray:
+def frame_count(path: str | os.PathLike[str]) -> int:
+    """How many volumes a file holds, from its header: time points, or contrasts of one examination.
+
+    Returns
+    -------
+    int
+        1 for formats of which no frame can be chosen.
+
+    Raises
+    ------
+    CeaseError
+        If it is missing, empty or its header damaged.
+    """
+    source = _existing(path)
+    suffix = files.match_suffix(source, READABLE)
+    if _is_dicom_source(source):
+        return dicom.frame_count(source)
+    if suffix not in _SERIES:
+        return 1
+    return nifti.frame_count(source) if suffix in nifti.SUFFIXES else itk.frame_count(source)
+
+
+def read_labels(path: str | os.PathLike[str], like: Scan, *, as_stored: bool = False) -> LabelArray:
     """Read a mask and bring it onto a scan's display grid.
 
     Parameters
     ----------
     path
-        The mask's file, of any format but DICOM.
+        The mask's file, or a folder that holds one DICOM segmentation.
     like
         The scan it belongs to.
+    as_stored
+        Keep the white of a picture of black and white as it is, 255 mostly, for whoever maps ids.
 
     Returns
     -------
     LabelArray
-        Class ids, int32, shape ``like.shape``. A picture of black and white becomes 0 and 1.
+        Class ids, int32, shape ``like.shape``. A picture of black and white becomes 0 and 1, unless ``as_stored``.
 
     Raises
     ------
     CeaseError
-        If it cannot be read, has another shape, lies more than a hundredth of a voxel elsewhere, or
-        holds anything but whole numbers from 0.
+        If it cannot be read, has another shape, lies more than a hundredth of a voxel elsewhere (a tenth for
+        DICOM segmentations, whose slices need not be all there), holds anything but whole numbers from 0, or
+        segments that overlap.
     """
     source = _existing(path)
     suffix = files.match_suffix(source, READABLE)
     stored: StoredImage
-    if source.is_dir() or suffix in dicom.SUFFIXES or (suffix is None and is_dicom(source)):
-        raise CeaseError(
-            f"{source.name}: masks in DICOM (SEG, RTSTRUCT) are not supported; convert them to NIfTI or NRRD."
-        )
+    if _is_dicom_source(source):
+        return dicom_seg.load(_segmentation(source), like)
     if suffix in nifti.SUFFIXES:
         stored = nifti.load(source)
     elif suffix in itk.SUFFIXES:
         stored = itk.load(source)
     elif suffix in picture.SUFFIXES:
-        stored = picture.load(source, labels=True)
+        stored = picture.load(source, labels=True, as_stored=as_stored)
     else:
         raise _unknown(source, READABLE, "read")
     return to_labels(stored, like)
 
 
-def write_labels(labels: NDArray[Any], scan: Scan, path: str | os.PathLike[str]) -> None:
+def read_own_labels(path: str | os.PathLike[str]) -> tuple[LabelArray, Scan]:
+    """Read a DICOM segmentation without the scan that it was drawn on.
+
+    Returns
+    -------
+    LabelArray, Scan
+        Class ids, int32, and an empty scan on the grid that the segmentation describes.
+
+    Raises
+    ------
+    CeaseError
+        If it cannot be read, or its slices lie in no even stack.
+    """
+    source = _segmentation(_existing(path))
+    like = dicom_seg.own_grid(source)
+    return dicom_seg.load(source, like), like
+
+
+def label_names(path: str | os.PathLike[str]) -> dict[int, str]:
+    """Names of the classes that a mask's own file gives: those of a DICOM segmentation, none in other formats.
+
+    Raises
+    ------
+    CeaseError
+        If the segmentation cannot be read.
+    """
+    source = _existing(path)
+    return dicom_seg.names(_segmentation(source)) if _is_dicom_source(source) else {}
+
+
+def write_labels(
+    labels: NDArray[Any],
+    scan: Scan,
+    path: str | os.PathLike[str],
+    *,
+    classes: Mapping[int, str] | None = None,
+    colours: Mapping[int, str] | None = None,
+) -> None:
     """Write a mask onto the grid of the file that a scan came from.
 
     Parameters
@@ -131,7 +222,10 @@ def write_labels(labels: NDArray[Any], scan: Scan, path: str | os.PathLike[str])
     scan
         The scan they belong to.
     path
-        New file, see `WRITABLE`; an existing one is replaced once the new one is complete.
+        New file, see `WRITABLE_LABELS`; an existing one is replaced once the new one is complete. With ``.dcm`` a
+        scan that came from DICOM gets a segmentation (SEG) that refers to its images.
+    classes, colours
+        Name and colour (``"#RRGGBB"``) of class ids, which DICOM segmentations keep and other formats cannot.
 
     Raises
     ------
@@ -139,6 +233,9 @@ def write_labels(labels: NDArray[Any], scan: Scan, path: str | os.PathLike[str])
         If the labels do not fit the scan or the format, or the file cannot be written there.
     """
     ids = check_labels(labels, scan)
+    if files.match_suffix(Path(path), (dicom_seg.SUFFIX,)):
+        dicom_seg.save(ids, scan, Path(path), classes, colours)
+        return
     dtype = np.min_scalar_type(int(ids.max(initial=0)))
     _write(ids[np.newaxis].astype(dtype), scan, Path(path))
 
@@ -177,6 +274,27 @@ def _write(array: NDArray[Any], scan: Scan, path: Path) -> None:
             module.save(array, scan, path, suffix)
             return
     raise _unknown(path, WRITABLE, "written")
+
+
+def is_segmentation(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a DICOM segmentation, or all DICOM files of a folder are; False for damaged ones."""
+    source = Path(path)
+    try:
+        candidates = dicom.files_in(source) if source.is_dir() else [source] if is_dicom(source) else []
+        return bool(candidates) and all(dicom_seg.is_mask(one) for one in candidates)
+    except CeaseError:
+        return False
+
+
+def _is_dicom_source(source: Path) -> bool:
+    suffix = files.match_suffix(source, READABLE)
+    # Archives store slices without a suffix.
+    return source.is_dir() or suffix in dicom.SUFFIXES or (suffix is None and is_dicom(source))
+
+
+def _segmentation(source: Path) -> Path:
+    """The file of a segmentation, which may lie in a folder by itself or with other DICOM files."""
+    return dicom_seg.find(source, dicom.files_in(source)) if source.is_dir() else source
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

@@ -1,24 +1,26 @@
-"""One DICOM series: headers checked with pydicom, pixels decoded by SimpleITK (GDCM).
+"""One DICOM series: headers checked with pydicom, slices decoded by SimpleITK (GDCM).
 
-A viewer may show a stack whose slices are missing or tilted; a mask written for it would lie in the
-wrong place. So whatever is not one evenly spaced, upright stack is refused, with the figures.
+A series of one slice a file is read here, several frames in one file by `dicom_frames`; where the slices lie,
+and whether they form a stack at all, is the matter of `dicom_stack`, masks that of `dicom_seg`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from numpy.typing import NDArray
 
 from cease_core.errors import CeaseError
-from cease_core.io import files
-from cease_core.io.stored import LPS_TO_RAS, StoredImage
-from cease_core.scan import Affine
+from cease_core.io import dicom_frames, files
+from cease_core.io.dicom_seg import is_segmentation
+from cease_core.io.dicom_stack import Plane, Stack, place, plane, readable, upright
+from cease_core.io.stored import StoredImage, decode
+from cease_core.scan import FloatArray, Window
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -26,16 +28,10 @@ _PREAMBLE = 128
 
 _TAGS = (
     "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "SOPClassUID",
-    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation",
+    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated",
     "PixelSpacing", "ImagerPixelSpacing", "SliceThickness",
-    "ImagePositionPatient", "ImageOrientationPatient",
+    "ImagePositionPatient", "ImageOrientationPatient", "SharedFunctionalGroupsSequence",
 )  # fmt: skip
-
-_EVEN = 0.02
-"""Gaps may differ by this fraction: scanners write positions rounded to a hundredth of a millimetre."""
-
-_UPRIGHT_DEGREES = 0.5
-"""Half a degree over 300 slices of 1 mm shears the anatomy by 2.6 mm; rounding stays far below it."""
 
 
 class Slice(NamedTuple):
@@ -43,6 +39,12 @@ class Slice(NamedTuple):
 
     path: Path
     header: Any
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one grey slice that says of itself where it lies."""
+        grouped = "SharedFunctionalGroupsSequence" in self.header or dicom_frames.count(self.header) > 1
+        return not (grouped or dicom_frames.is_colour(self.header))
 
 
 def is_dicom(path: Path) -> bool:
@@ -54,6 +56,18 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The DICOM files that a folder holds itself, by name.
+
+    Raises
+    ------
+    CeaseError
+        If it may not be read.
+    """
+    with files.reading(folder, "a folder of DICOM files"):
+        return [entry for entry in sorted(folder.iterdir()) if entry.is_file() and is_dicom(entry)]
+
+
 def holds_dicom(folder: Path) -> bool:
     """Whether a folder holds a DICOM file itself; other files in it do not matter."""
     try:
@@ -62,15 +76,20 @@ def holds_dicom(folder: Path) -> bool:
         return False
 
 
-def load(path: Path, series_uid: str | None = None) -> StoredImage:
+def load(path: Path, series_uid: str | None = None, *, frame: int | None = None, resample: bool = False) -> StoredImage:
     """Read the series of a folder, or the one that a file belongs to.
 
     Parameters
     ----------
     path
-        A folder with the slices of one series, or one of its slices.
+        A folder with the slices of one series, one of its slices, or a file of several frames.
     series_uid
         Which series of the folder to take, where there are several.
+    frame
+        Which volume to take of a file that holds several (stacks, time points, echoes), or which picture
+        of a film, from 0.
+    resample
+        Interpolate a tilted or unevenly spaced series onto an upright, even grid instead of refusing it.
 
     Raises
     ------
@@ -78,55 +97,136 @@ def load(path: Path, series_uid: str | None = None) -> StoredImage:
         If there is no series or a choice of several, or if its slices do not form one upright and
         evenly spaced stack of one size.
     """
-    folder = path if path.is_dir() else path.parent
-    if not path.is_dir():
-        series_uid = series_uid or str(_header(path).get("SeriesInstanceUID", ""))
-        if not series_uid:
-            raise CeaseError(f"{path.name} names no DICOM series; export it again from the archive.")
-    slices = _choose(folder, _series(folder), series_uid)
+    slices = _open(path, series_uid)
     first = slices[0].header
-    name = str(first.get("SeriesDescription") or "").strip() or folder.name
-    _check_alike(slices, name)
-    slices, affine, length_unit = _place(slices, name)
-    shape = (int(first.Columns), int(first.Rows), len(slices))
-    files.check_size(name, shape)
-    array = np.stack([_pixels(s) for s in slices], axis=-1)
+    folder = path if path.is_dir() else path.parent
+    name = readable(first.get("SeriesDescription")) or folder.name
+    planes, choices = _choose_planes(slices, name, frame)
+    stack = place(planes, name, resample=resample)
+    files.check_size(name, (*planes[0].size, len(planes)))
+    colour = dicom_frames.is_colour(first)
+    affine = stack.affine
+    array = dicom_frames.colours(planes[0].path, planes[0].frame or 1) if colour else _grey(stack, name)
     inverted = first.get("PhotometricInterpretation") == "MONOCHROME1"
     if inverted:
-        # Stored as on film, air white. GDCM has turned it round, into numbers that end at -1.
+        # Stored as on film, air white. GDCM has turned slices round already, into numbers that end at -1.
+        if planes[0].frame is not None:
+            np.negative(array, out=array)
         array -= array.min()
-    if len(slices) == 1:
-        array = array[..., 0]
+    metadata: dict[str, Any] = {
+        "format": "DICOM",
+        "series_uid": str(first.SeriesInstanceUID),
+        "modality": readable(first.get("Modality")),
+        "inverted": inverted,
+        "files": list(dict.fromkeys(p.path.name for p in stack.planes)),
+        "frame_numbers": [p.frame for p in stack.planes if p.frame is not None],
+        "placed": planes[0].position is not None,
+    }
+    if choices > 1:
+        name, metadata = files.frame_name(name, frame or 0), metadata | {"frame": frame or 0, "frames": choices}
+    if stack.detour:
+        resampled, affine = upright(array[0], stack)
+        array = resampled[np.newaxis]
+        metadata["resampled"] = f"{stack.detour}; interpolated linearly onto an upright, even grid"
     return StoredImage(
-        array=array[np.newaxis],
+        array=array,
         affine=affine,
         name=name,
         path=path,
-        unit="HU" if first.get("Modality") == "CT" else "a.u.",
-        length_unit=length_unit,
-        metadata={
-            "format": "DICOM",
-            "series_uid": str(first.SeriesInstanceUID),
-            "modality": str(first.get("Modality", "")),
-            "inverted": inverted,
-            "files": [s.path.name for s in slices],
-        },
+        unit="8-bit" if colour else "HU" if first.get("Modality") == "CT" else "a.u.",
+        length_unit=stack.length_unit,
+        window=Window(0.0, 255.0) if colour else None,
+        rgb=colour,
+        metadata=metadata | {"shape": list(array.shape[1:]), "affine": affine.tolist()},
     )
+
+
+def frame_count(path: Path) -> int:
+    """How many volumes or pictures the file of a series offers to `load`'s ``frame``; 1 for a series of slices.
+
+    Raises
+    ------
+    CeaseError
+        If the header is damaged.
+    """
+    if path.is_dir() or Slice(path, _header(path)).is_plain:
+        return 1
+    return len(dicom_frames.parts(path, dicom_frames.read_header(path)))
+
+
+def _open(path: Path, series_uid: str | None) -> list[Slice]:
+    """The files that belong together; a file of several frames stands for itself."""
+    if path.is_dir():
+        return _choose(path, _series(path), series_uid)
+    own = Slice(path, _header(path))
+    if is_segmentation(own.header):
+        raise CeaseError(
+            f"{path.name} is a DICOM segmentation, a mask without intensities; "
+            "open the scan that it was drawn on, and this file as its mask."
+        )
+    series_uid = series_uid or str(own.header.get("SeriesInstanceUID", ""))
+    if not series_uid:
+        raise CeaseError(f"{path.name} names no DICOM series; export it again from the archive.")
+    if "Rows" in own.header and "Columns" in own.header and not own.is_plain:
+        return [own]
+    return _choose(path.parent, _series(path.parent), series_uid)
+
+
+def _choose_planes(slices: list[Slice], name: str, frame: int | None) -> tuple[list[Plane], int]:
+    """The slices of one volume, and among how many volumes it was chosen."""
+    grouped = [s for s in slices if not s.is_plain]
+    if not grouped:
+        files.check_frame(name, frame, 1)
+        _check_alike(slices, name)
+        return [_plane(s) for s in slices], 1
+    if len(slices) > 1:
+        raise CeaseError(
+            f"{name}: {len(grouped)} of its {len(slices)} files hold several frames or colours each "
+            f"(such as {grouped[0].path.name}); open one of them by itself."
+        )
+    path = grouped[0].path
+    return dicom_frames.choose(path, dicom_frames.read_header(path), frame)
+
+
+def _plane(one: Slice) -> Plane:
+    found = {key: one.header.get(key) for key in ("ImagePositionPatient", "ImageOrientationPatient", "SliceThickness")}
+    found["PixelSpacing"] = one.header.get("PixelSpacing") or one.header.get("ImagerPixelSpacing")
+    return plane(one.path, None, (int(one.header.Columns), int(one.header.Rows)), found)
+
+
+def _grey(stack: Stack, name: str) -> FloatArray:
+    """Intensities (1, columns, rows, slices) of a stack, (1, columns, rows) of a single slice."""
+    planes = stack.planes
+    shape = (*planes[0].size, len(planes)) if len(planes) > 1 else planes[0].size
+    pictures: Iterator[FloatArray]
+    if planes[0].frame is None:
+        pictures = (_pixels(p) for p in planes)
+    else:
+        pictures = dicom_frames.pixels(planes[0].path, [p.frame or 1 for p in planes])
+
+    def slabs() -> Iterator[tuple[tuple[slice | int, ...], FloatArray]]:
+        whole = (0, slice(None), slice(None))
+        for k, picture in enumerate(pictures):
+            yield (*whole, k)[: len(shape) + 1], picture
+
+    return decode(slabs(), 1, shape, stack.affine, name)
 
 
 def _header(path: Path) -> Any:
     with files.reading(path, "DICOM"):
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        dicom_frames.check_numbers(header)
+        return header
 
 
 def _series(folder: Path) -> dict[str, list[Slice]]:
-    """The image series in a folder; licences, directories of the medium and reports are left out."""
+    """The image series in a folder; licences, directories of the medium, reports and masks are left out."""
     found: dict[str, list[Slice]] = defaultdict(list)
-    for entry in sorted(folder.iterdir()):
-        if entry.is_file() and is_dicom(entry):
-            header = _header(entry)
-            if "SeriesInstanceUID" in header and "Rows" in header and "Columns" in header:
-                found[str(header.SeriesInstanceUID)].append(Slice(entry, header))
+    for entry in files_in(folder):
+        header = _header(entry)
+        image = all(header.get(key) is not None for key in ("SeriesInstanceUID", "Rows", "Columns"))
+        if image and not is_segmentation(header):
+            found[str(header.SeriesInstanceUID)].append(Slice(entry, header))
     return found
 
 
@@ -140,7 +240,7 @@ def _choose(folder: Path, found: dict[str, list[Slice]], series_uid: str | None)
     if series_uid in found:
         return found[series_uid]
     listing = "; ".join(
-        f"number {s[0].header.get('SeriesNumber', '?')} “{s[0].header.get('SeriesDescription', '')}” "
+        f"number {readable(s[0].header.get('SeriesNumber'), '?')} “{readable(s[0].header.get('SeriesDescription'))}” "
         f"({len(s)} slices, such as {s[0].path.name})"
         for s in found.values()
     )
@@ -148,18 +248,14 @@ def _choose(folder: Path, found: dict[str, list[Slice]], series_uid: str | None)
         raise CeaseError(
             f"{folder.name} holds {len(found)} DICOM series: {listing}; open one file of the series you want."
         )
-    raise CeaseError(f"{folder.name} has no images of series {series_uid}, only: {listing}; choose one of these.")
+    raise CeaseError(
+        f"{folder.name} has no images of series {readable(series_uid)}, only: {listing}; choose one of these."
+    )
 
 
 def _check_alike(slices: list[Slice], name: str) -> None:
     for path, header in slices:
-        frames = int(header.get("NumberOfFrames") or 1)
-        if frames > 1:
-            raise CeaseError(
-                f"{path.name} holds {frames} frames in one DICOM file; convert it to NIfTI (dcm2niix) and open that."
-            )
-        if int(header.get("SamplesPerPixel") or 1) > 1:
-            raise CeaseError(f"{path.name} is a colour DICOM image; export it as PNG or TIFF and open that.")
+        dicom_frames.check_pixels(path, header)
     sizes = sorted({(int(s.header.Columns), int(s.header.Rows)) for s in slices})
     if len(sizes) > 1:
         listing = " and ".join(f"{width}×{height}" for width, height in sizes)
@@ -169,97 +265,8 @@ def _check_alike(slices: list[Slice], name: str) -> None:
         )
 
 
-def _place(slices: list[Slice], name: str) -> tuple[list[Slice], Affine, str]:
-    """Sort the slices by position and find the affine from (column, row, slice) to RAS."""
-    header = slices[0].header
-    with files.reading(slices[0].path, "DICOM"):
-        in_plane = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
-        row_step, column_step = (float(v) for v in in_plane or (1, 1))
-        thickness = float(header.get("SliceThickness") or 1)
-    if "ImagePositionPatient" not in header or "ImageOrientationPatient" not in header:
-        if len(slices) > 1:
-            raise CeaseError(
-                f"{name}: its {len(slices)} slices do not say where they lie (no ImagePositionPatient); "
-                "open a single image from a folder of its own, or convert the series to NIfTI."
-            )
-        # A radiograph: shown as stored, in the place ITK gives it.
-        affine = LPS_TO_RAS @ np.diag([column_step, row_step, thickness, 1.0])
-        return slices, affine, "mm" if in_plane else "pixel"
-    positions, along_row, along_column = _directions(slices, name, (row_step, column_step))
-    normal = np.cross(along_row, along_column)
-    order = np.argsort(positions @ normal, kind="stable")
-    positions = positions[order]
-    step = normal * thickness
-    if len(slices) > 1:
-        _check_stack(positions, normal, name)
-        step = (positions[-1] - positions[0]) / (len(slices) - 1)
-    affine = np.eye(4)
-    affine[:3, 0] = along_row * column_step
-    affine[:3, 1] = along_column * row_step
-    affine[:3, 2] = step
-    affine[:3, 3] = positions[0]
-    return [slices[i] for i in order], LPS_TO_RAS @ affine, "mm"
-
-
-def _directions(
-    slices: list[Slice], name: str, spacing: tuple[float, float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Positions (n, 3) of the slices and their two common in-plane directions, in LPS."""
-    positions = []
-    planes = []
-    for path, header in slices:
-        with files.reading(path, "DICOM"):
-            positions.append([float(v) for v in header.ImagePositionPatient])
-            planes.append([float(v) for v in header.ImageOrientationPatient])
-            own = tuple(float(v) for v in header.get("PixelSpacing") or spacing)
-        if not np.allclose(own, spacing, rtol=1e-3) or not np.allclose(planes[-1], planes[0], atol=1e-3):
-            raise CeaseError(
-                f"{name}: {path.name} has another pixel spacing or direction than {slices[0].path.name}; "
-                "move the odd slices (often a scout) to another folder."
-            )
-    plane = np.array(planes[0])
-    return np.array(positions), plane[:3], plane[3:]
-
-
-def _check_stack(positions: NDArray[np.float64], normal: NDArray[np.float64], name: str) -> None:
-    depth = positions @ normal
-    gaps = np.diff(depth)
-    step = float(np.median(gaps))
-    tolerance = max(_EVEN * step, 0.01)
-    same = int(np.count_nonzero(gaps < tolerance))
-    if same:
-        raise CeaseError(
-            f"{name}: {same} of {len(positions)} slices lie where another one does (several echoes or time "
-            "points in one series); move one of them to another folder."
-        )
-    direction = positions[-1] - positions[0]
-    cosine = float(direction @ normal) / float(np.linalg.norm(direction) * np.linalg.norm(normal))
-    tilt = float(np.degrees(np.arccos(min(cosine, 1.0))))
-    if tilt > _UPRIGHT_DEGREES:
-        raise CeaseError(
-            f"{name}: the gantry was tilted by {tilt:.1f}° against the stack of slices; "
-            "resample the series to an upright NIfTI (dcm2niix does) and open that."
-        )
-    odd = np.flatnonzero(np.abs(gaps - step) > tolerance)
-    if not odd.size:
-        return
-    missing = np.rint(gaps[odd] / step) - 1
-    whole = np.abs(gaps[odd] - (missing + 1) * step) <= tolerance * (missing + 1)
-    if whole.all() and (missing > 0).all():
-        where = ", ".join(f"{depth[i]:.2f} and {depth[i + 1]:.2f} mm" for i in odd[:3])
-        raise CeaseError(
-            f"{name}: {int(missing.sum())} slice(s) missing between {where}"
-            f"{' and elsewhere' if len(odd) > 3 else ''} (the others are {step:.2f} mm apart); "
-            "copy the complete series and open it again."
-        )
-    raise CeaseError(
-        f"{name}: its slices are unevenly spaced, from {gaps.min():.2f} to {gaps.max():.2f} mm apart; "
-        "resample the series to an even NIfTI and open that."
-    )
-
-
-def _pixels(one: Slice) -> NDArray[np.float32]:
+def _pixels(one: Plane) -> FloatArray:
     """One slice, (column, row), with its own rescale slope and intercept applied by GDCM."""
     with files.reading(one.path, "DICOM"):
-        plane = sitk.GetArrayFromImage(sitk.ReadImage(str(one.path), sitk.sitkFloat32))
-        return np.asarray(plane, np.float32).reshape(int(one.header.Rows), int(one.header.Columns)).T
+        found = sitk.GetArrayFromImage(sitk.ReadImage(str(one.path), sitk.sitkFloat32))
+        return np.asarray(found, np.float32).reshape(one.size[::-1]).T

@@ -72,6 +72,31 @@ def check_holds(path: Path, size: int, *, compressed: bool) -> None:
         )
 
 
+def check_frame(name: str, frame: int | None, frames: int) -> tuple[int, int]:
+    """First and last (exclusive) volume to read of a file that holds ``frames``.
+
+    Raises
+    ------
+    CeaseError
+        If there are several and none is chosen, or if there is no such frame.
+    """
+    if frame is None and frames > 1:
+        raise CeaseError(
+            f"{name} is a series of {frames} volumes; choose one with frame=0 to frame={frames - 1} "
+            "(--frame on the command line), or save the one you want as a file of its own."
+        )
+    chosen = frame or 0
+    if not 0 <= chosen < frames:
+        held = f"has frames 0 to {frames - 1}" if frames > 1 else "holds a single volume"
+        raise CeaseError(f"{name} {held}, so there is no frame {chosen}; choose another one, or leave it out.")
+    return chosen, chosen + 1
+
+
+def frame_name(name: str, frame: int) -> str:
+    """Name of one volume of a series."""
+    return f"{name}, frame {frame}"
+
+
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
     """Turn whatever a decoder raises on damaged bytes into one sentence.

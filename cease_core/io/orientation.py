@@ -31,11 +31,13 @@ def complete_affine(affine: Affine, ndim: int, name: str) -> Affine:
         If the affine is not finite, or maps the voxels onto a plane or a line.
     """
     matrix = np.array(affine, float)
-    if ndim == 2 and np.isfinite(matrix).all() and not matrix[:3, 2].any():
-        normal = np.cross(matrix[:3, 0], matrix[:3, 1])
-        matrix[:3, 2] = normal / (np.linalg.norm(normal) or 1)
-    sizes = np.linalg.norm(matrix[:3, :3], axis=0)
-    if not np.isfinite(matrix).all() or not (sizes > 0).all() or abs(np.linalg.det(matrix[:3, :3] / sizes)) < 1e-3:
+    with np.errstate(all="ignore"):  # sizes beyond what a number can hold are refused below
+        if ndim == 2 and np.isfinite(matrix).all() and not matrix[:3, 2].any():
+            normal = np.cross(matrix[:3, 0], matrix[:3, 1])
+            matrix[:3, 2] = normal / (np.linalg.norm(normal) or 1)
+        sizes = np.linalg.norm(matrix[:3, :3], axis=0)
+        apart = abs(np.linalg.det(matrix[:3, :3] / sizes))
+    if not np.isfinite(matrix).all() or not (sizes > 0).all() or not apart >= 1e-3:
         raise CeaseError(
             f"{name}: its header gives the voxels no usable size and direction (singular affine); "
             "repair the header or convert the original again."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import BufferingHandler
@@ -24,6 +25,10 @@ _JPEG = (".jpg", ".jpeg")
 SUFFIXES = (".png", *_JPEG, ".bmp", *_TIFF)
 WRITABLE = (".png", *_TIFF)
 
+_PLAIN = 1
+_DEFLATED = (8, 32946, 32773)
+"""How a TIFF's pages are packed, by its tag 259: Adobe's and the older Deflate, and PackBits, which packs less."""
+
 _EIGHT_BIT = Window(0.0, 255.0)
 _MILLIMETRES = {"mm": 1.0, "millimeter": 1.0, "cm": 10.0, "micron": 1e-3, "um": 1e-3, "µm": 1e-3, "\\u00B5m": 1e-3}
 
@@ -41,7 +46,7 @@ class _Pixels(NamedTuple):
     spacing: tuple[float, ...] | None = None
 
 
-def load(path: Path, *, labels: bool = False) -> StoredImage:
+def load(path: Path, *, labels: bool = False, as_stored: bool = False) -> StoredImage:
     """Read a picture or a TIFF stack.
 
     Parameters
@@ -50,6 +55,8 @@ def load(path: Path, *, labels: bool = False) -> StoredImage:
         The file. Its EXIF rotation is not applied: masks are drawn on the pixels as stored.
     labels
         Read class ids: palette entries stay indices, ``{0, 255}`` becomes ``{0, 1}``.
+    as_stored
+        Leave 255 in class ids.
 
     Raises
     ------
@@ -61,7 +68,7 @@ def load(path: Path, *, labels: bool = False) -> StoredImage:
     if array.dtype.kind not in "iufb":
         raise CeaseError(f"{path.name} holds complex numbers; save their magnitude and open that.")
     if labels:
-        array = _class_ids(array, path)
+        array = _class_ids(array, path, as_stored)
     spatial = array.shape[1:]
     eight_bit = array.dtype == np.uint8 and not labels
     spacing = pixels.spacing or (1.0,) * len(spatial)
@@ -101,6 +108,8 @@ def save(array: NDArray[Any], scan: Scan, path: Path, suffix: str) -> None:
 def _load_pillow(path: Path, labels: bool) -> _Pixels:
     with files.reading(path, "a picture"), Image.open(path) as picture:
         files.check_size(path.name, (len(picture.getbands()), *picture.size[::-1]))
+        if picture.format == "PNG":
+            files.check_holds(path, math.prod(picture.size) // 8, compressed=True)  # at least one bit a pixel
         picture.load()
         return _from_pillow(picture, labels)
 
@@ -123,6 +132,9 @@ def _load_tiff(path: Path, labels: bool) -> _Pixels:
     with files.reading(path, "TIFF"), _complete(path), tifffile.TiffFile(path) as tiff:
         series = tiff.series[0]
         files.check_size(path.name, series.shape)
+        packing = int(series.keyframe.compression)
+        if packing in (_PLAIN, *_DEFLATED):  # the limits of others are too high to say anything
+            files.check_holds(path, series.nbytes, compressed=packing != _PLAIN)
         if len(series.pages) == 1 and series.dtype in (np.uint8, np.bool_) and "S" not in series.axes[:-1]:
             return _load_pillow(path, labels)  # it knows palettes, inverted greys and every compression
         axes, shape = series.axes, series.shape
@@ -138,6 +150,8 @@ def _load_tiff(path: Path, labels: bool) -> _Pixels:
 
 def _arrange(array: NDArray[Any], axes: str, spacing: tuple[float, ...] | None, path: Path) -> _Pixels:
     """Bring a TIFF array of any axis order into ``(C, [z,] y, x)``."""
+    if len(axes) != array.ndim:
+        raise CeaseError(f"{path.name} has {array.ndim} axes but names {len(axes)}; export it again.")
     keep = [a for a, n in enumerate(array.shape) if n > 1 or axes[a] in "YX"]
     array = array.reshape([array.shape[a] for a in keep])
     axes = "".join(axes[a] for a in keep)
@@ -195,7 +209,7 @@ def _complete(path: Path) -> Iterator[None]:
         raise CeaseError(f"{path.name} is cut short: pages of the stack are missing; copy it again.")
 
 
-def _class_ids(array: NDArray[Any], path: Path) -> NDArray[Any]:
+def _class_ids(array: NDArray[Any], path: Path, as_stored: bool) -> NDArray[Any]:
     if len(array) > 1:
         raise CeaseError(f"{path.name} is a colour picture, not a mask; save its class ids as grey values.")
     if array.dtype == np.bool_:
@@ -205,9 +219,9 @@ def _class_ids(array: NDArray[Any], path: Path) -> NDArray[Any]:
             raise CeaseError(
                 f"{path.name} is a mask saved as JPEG, which blurs class ids into each other; save it as PNG."
             )
-        return (array > 127).astype(np.uint8)
+        return np.where(array > 127, 255 if as_stored else 1, 0).astype(np.uint8)
     white = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}.get(array.dtype)
-    if white and array.max() == white and np.isin(array, (0, white)).all():
+    if white and not as_stored and array.max() == white and np.isin(array, (0, white)).all():
         return (array > 0).astype(np.uint8)
     return array
 

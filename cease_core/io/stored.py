@@ -6,6 +6,8 @@ DICOM share, so that a mask can be written from any of them into any other.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -16,13 +18,23 @@ from numpy.typing import NDArray
 
 from cease_core.errors import CeaseError
 from cease_core.io.orientation import choose_layout, complete_affine
+from cease_core.io.windows import WINDOWS
 from cease_core.scan import Affine, LabelArray, Layout, Scan, Window, check_labels
 
-CT_WINDOW = Window(-160.0, 240.0)
+CT_WINDOW = WINDOWS["soft tissue"].window
 """Soft-tissue window in HU, the usual first look at an abdomen."""
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM and ITK count x to the Left and y to the Posterior."""
+
+MAP_ABOVE = 256 * 2**20
+"""Bytes of voxels from which on a file is mapped into memory instead of read.
+
+Smaller ones are read: a mapped file must not be changed by others while it is open.
+"""
+
+SLAB_BYTES = 32 * 2**20
+"""Voxels that are decoded at once."""
 
 _HU_AT_MOST = -500
 """Whole numbers this far below zero are air in a CT: no MR scanner stores them."""
@@ -35,7 +47,8 @@ _GRID_TOLERANCE = 1e-2
 class StoredImage:
     """Voxels of one file: ``array`` is ``(C, *spatial)`` in index order, ``affine`` maps that index to RAS.
 
-    ``placed`` is false for pictures, whose place is a convention rather than a measurement.
+    ``placed`` is false for pictures, whose place is a convention rather than a measurement. A ``mapped`` array is a
+    view of the file itself, which is not copied.
     """
 
     array: NDArray[np.float32]
@@ -47,6 +60,7 @@ class StoredImage:
     window: Window | None = None
     rgb: bool = False
     placed: bool = True
+    mapped: bool = False
     layout: Layout | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -60,13 +74,59 @@ def guess_unit(array: NDArray[Any], *, integer: bool) -> str:
     return "HU" if integer and array.size and array.min() <= _HU_AT_MOST else "a.u."
 
 
+def decode(
+    slabs: Iterable[tuple[tuple[Any, ...], NDArray[Any]]],
+    channels: int,
+    shape: tuple[int, ...],
+    affine: Affine,
+    name: str,
+) -> NDArray[np.float32]:
+    """Gather voxels into one float32 array that already lies in memory as it will be displayed.
+
+    What is read at once and the result are all that is held, whatever the file's type and order.
+
+    Parameters
+    ----------
+    slabs
+        Where each piece belongs in ``(channels, *shape)``, and its values.
+    shape
+        Spatial shape as stored.
+    affine
+        From the stored index to RAS millimetres; decides on the order.
+
+    Returns
+    -------
+    array
+        ``(channels, *shape)`` in the file's order: a view whose memory is in display order.
+
+    Raises
+    ------
+    CeaseError
+        If the affine is unusable.
+    """
+    layout = choose_layout(complete_affine(affine, len(shape), name), shape)
+    array = layout.with_channels.to_file(np.empty((channels, *(shape[a] for a in layout.axes)), np.float32))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for place, values in slabs:
+            array[place] = values
+    return array
+
+
+def slabs_of(shape: tuple[int, ...], itemsize: int) -> Iterator[slice]:
+    """Ranges along the last axis of an array, each of at most `SLAB_BYTES` where one index is no larger."""
+    at_once = max(1, SLAB_BYTES // max(1, itemsize * math.prod(shape[:-1])))
+    for start in range(0, shape[-1], at_once):
+        yield slice(start, min(start + at_once, shape[-1]))
+
+
 def to_scan(stored: StoredImage) -> Scan:
     """Turn a stored image into a scan in display order."""
     affine = complete_affine(stored.affine, len(stored.shape), stored.name)
     layout = stored.layout or choose_layout(affine, stored.shape)
     window = stored.window or (CT_WINDOW if stored.unit == "HU" else None)
+    image = layout.with_channels.to_display(stored.array)
     return Scan(
-        image=np.ascontiguousarray(np.stack([layout.to_display(c) for c in stored.array])),
+        image=image if stored.mapped else np.ascontiguousarray(image),
         affine=layout.affine_to_display(affine, stored.shape),
         name=stored.name,
         unit=stored.unit,

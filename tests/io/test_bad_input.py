@@ -121,10 +121,10 @@ BAD: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "nifti cut": ("scan.nii", lambda p: cut(nifti(p), 0.5), "is cut short"),
     "png cut": ("scan.png", lambda p: cut(picture(p), 0.5), "could not be read as a picture"),
     "jpeg cut": ("scan.jpg", lambda p: cut(picture(p), 0.5), "could not be read as a picture"),
-    "nrrd cut": ("scan.nrrd", lambda p: cut(itk(p), 0.5), "could not be read as NRRD"),
-    "mha cut": ("scan.mha", lambda p: cut(itk(p), 0.5), "could not be read as NRRD"),
+    "nrrd cut": ("scan.nrrd", lambda p: cut(itk(p), 0.5), "is cut short"),
+    "mha cut": ("scan.mha", lambda p: cut(itk(p), 0.5), "is cut short"),
     "mhd without data": ("scan.mhd", detached, "could not be read as NRRD"),
-    "tiff cut": ("scan.tif", lambda p: cut(stack(p), 0.5), "could not be read as TIFF"),
+    "tiff cut": ("scan.tif", lambda p: cut(stack(p), 0.5), "is cut short"),
     "tiff pages cut": ("scan.tif", lambda p: cut(stack(p, compression="zlib"), 0.5), "cut short|read as TIFF"),
     "NaN": ("scan.nii.gz", lambda p: poisoned(p, np.nan), "1 voxels are NaN or infinite"),
     "infinite": ("scan.nii", lambda p: poisoned(p, np.inf), "1 voxels are NaN or infinite"),
@@ -169,7 +169,7 @@ MASKS: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "slice": ("m.nii", lambda p: nifti(p, np.zeros((9, 8), np.uint8)), r"\(9, 8\), but scan has"),
     "missing": ("m.nii", lambda p: p, "does not exist"),
     "unknown": ("m.xyz", text, "format is not known"),
-    "folder": ("m", folder, r"SEG, RTSTRUCT\) are not supported"),
+    "folder": ("m", folder, r"holds no DICOM segmentation; .* convert an RTSTRUCT to NIfTI first"),
 }  # fmt: skip
 
 

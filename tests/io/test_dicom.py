@@ -226,17 +226,46 @@ def test_a_radiograph_has_no_position_and_may_be_inverted(derive):
         read_scan(derive(radiograph, folder="two", count=2))
 
 
-@pytest.mark.parametrize(
-    ("attribute", "value", "sentence"),
-    [("NumberOfFrames", "20", "holds 20 frames"), ("SamplesPerPixel", 3, "colour DICOM image")],
-)
-def test_what_is_no_series_of_grey_slices(derive, attribute, value, sentence):
+@pytest.mark.parametrize(("attribute", "value"), [("NumberOfFrames", "20"), ("SamplesPerPixel", 3)])
+def test_more_pixels_announced_than_there_are(derive, attribute, value):
     def change(index, dataset):
         setattr(dataset, attribute, value)
         return True
 
-    with pytest.raises(CeaseError, match=sentence):
+    with pytest.raises(CeaseError, match=r"is cut short: its header promises \d+ bytes"):
         read_scan(derive(change, count=1))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("Rows", None), ("ImagePositionPatient", ["1", "2"]),
+        ("ImageOrientationPatient", ["1", "0", "0", "1", "0", "0"]), ("PixelSpacing", ["0", "0"]),
+    ],
+)  # fmt: skip
+def test_a_header_that_makes_no_sense(derive, attribute, value):
+    def change(index, dataset):
+        setattr(dataset, attribute, value)
+        return True
+
+    with pytest.raises(CeaseError, match=r"could not be read as DICOM|no DICOM images|at right angles"):
+        read_scan(derive(change, count=2))
+
+
+def test_a_single_picture_in_colour(derive):
+    def colours(index, dataset):
+        grey = (dataset.pixel_array >> 4).astype(np.uint8)
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+        dataset.PixelData = np.stack([grey, grey // 2, grey // 4], axis=-1).tobytes()
+        return True
+
+    folder = derive(colours, count=1)
+    scan = read_scan(folder)
+    assert (scan.rgb, scan.shape, scan.unit) == (True, (384, 274), "8-bit")
+    np.testing.assert_array_equal(np.moveaxis(scan.image, 0, -1), pydicom.dcmread(next(folder.iterdir())).pixel_array)
+    with pytest.raises(CeaseError, match="3 of its 3 files hold several frames or colours"):
+        read_scan(derive(colours, folder="three", count=3))
 
 
 def test_a_slice_cut_short(derive):
@@ -253,3 +282,13 @@ def test_a_folder_of_something_else(tmp_path):
     assert not is_dicom(tmp_path / "notes.txt")
     with pytest.raises(CeaseError, match="holds no DICOM images itself"):
         read_scan(tmp_path)
+
+
+def test_an_element_longer_than_its_file(derive):
+    folder = derive(lambda index, dataset: True, count=1)
+    (path,) = folder.iterdir()
+    content = path.read_bytes()
+    at = content.rindex(b"\xe0\x7f\x10\x00") + 4  # implicit value representation: the length follows the tag
+    path.write_bytes(content[:at] + (0xFFFFFF00).to_bytes(4, "little") + content[at + 4 :])
+    with pytest.raises(CeaseError, match="could not be read as DICOM"):
+        read_scan(path)

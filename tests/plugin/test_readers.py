@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from napari.components import ViewerModel
+from napari.utils.notifications import notification_manager
 from PIL import Image
 
 from cease_core.errors import CeaseError
+from napari_cease.geometry import scan_of_layer
 from napari_cease.readers import get_reader
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
@@ -86,9 +89,66 @@ def test_other_things_are_left_to_other_plugins(tmp_path, name):
 
 def test_a_bad_file_says_one_sentence(tmp_path):
     path = tmp_path / "scan.nii.gz"
-    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 9), np.float32), np.eye(4)), path)
-    with pytest.raises(CeaseError, match="series of 9 volumes"):
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), np.eye(4)), path)
+    with pytest.raises(CeaseError, match="holds complex numbers"):
         read(path)
+
+
+@pytest.fixture
+def said():
+    """Sentences of the notifications."""
+    sentences = []
+
+    def note(notification):
+        sentences.append(str(notification.message))
+
+    notification_manager.notification_ready.connect(note)
+    yield sentences
+    notification_manager.notification_ready.disconnect(note)
+
+
+def four_volumes(path):
+    array = np.arange(3 * 4 * 5 * 4, dtype=np.float32).reshape(3, 4, 5, 4) * [1, 10, 100, 1000]
+    nib.save(nib.Nifti1Image(array.astype(np.float32), np.diag([1.0, 1, 3, 1])), path)
+    return array
+
+
+def test_a_time_series_opens_at_its_first_frame_and_says_so(tmp_path, said):
+    array = four_volumes(tmp_path / "bold.nii.gz")
+    ((data, options, _),) = read(tmp_path / "bold.nii.gz")
+    scan = options["metadata"]["cease"]["scan"]
+    np.testing.assert_array_equal(scan.layout.to_file(data), array[..., 0])
+    assert options["name"] == "bold, frame 0"
+    (sentence,) = said
+    assert "bold.nii.gz is a series of 4 volumes; this is frame 0" in sentence
+    assert "1 to 3" in sentence
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "."])
+def test_the_contrasts_of_one_examination_are_layers_of_which_the_first_is_shown(tmp_path, said, folder):
+    names = {str(i): name for i, name in enumerate(("FLAIR", "T1w", "t1gd", "T2w"))}
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": names}))
+    (tmp_path / folder).mkdir(exist_ok=True)
+    array = four_volumes(tmp_path / folder / "brain.nii.gz")
+    layers = read(tmp_path / folder / "brain.nii.gz")
+    assert not said
+    viewer = ViewerModel()
+    for data in layers:
+        viewer._add_layer_from_data(*data)
+    assert [layer.visible for layer in viewer.layers] == [True, False, False, False]
+    for channel, layer in enumerate(viewer.layers):
+        scan = layer.metadata["cease"]["scan"]
+        np.testing.assert_array_equal(scan.layout.to_file(layer.data), array[..., channel])
+        low, high = layer.contrast_limits
+        assert layer.data.min() <= low < high <= layer.data.max()
+    # What is chosen in a dock is the contrast that the layer shows.
+    assert scan_of_layer(viewer.layers[2]).channels == 1
+
+
+def test_a_dataset_of_another_number_of_modalities_does_not_make_channels(tmp_path, said):
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "MR"}}))
+    four_volumes(tmp_path / "bold.nii.gz")
+    assert len(read(tmp_path / "bold.nii.gz")) == len(said) == 1
 
 
 def test_layers_of_one_scan_share_units_and_scale():
