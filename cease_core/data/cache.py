@@ -34,7 +34,9 @@ class Cached:
 
     folder: Path
 
-    def load(self, paths: Sequence[Path], decode: Callable[[], tuple[Scan, LabelArray]]) -> tuple[Scan, LabelArray]:
+    def load(
+        self, paths: Sequence[Path], decode: Callable[[], tuple[Scan, LabelArray]], read_as: str = ""
+    ) -> tuple[Scan, LabelArray]:
         """The scan and mask of some files, decoded only if they are new, have changed, or their entry is damaged.
 
         Parameters
@@ -43,13 +45,15 @@ class Cached:
             All files (or folders of slices) that the case is read from.
         decode
             Reads them; called only if needed.
+        read_as
+            What else decides on the arrays that come out: files that are read in two ways have two entries.
 
         Raises
         ------
         CeaseError
             If the cache cannot be written, and whatever ``decode`` raises.
         """
-        owner = _digest([str(path.absolute()) for path in paths])
+        owner = _digest([*(str(path.absolute()) for path in paths), *([read_as] if read_as else [])])
         entry = self.folder / f"{owner}-{_digest([_VERSION, *(_stamp(path) for path in paths)])}"
         with suppress(OSError, EOFError, ValueError, KeyError, TypeError):
             return _read(entry)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from cease_core.data.cache import Cached
+from cease_core.data.classmap import ClassMap
 from cease_core.errors import CeaseError
 from cease_core.io import READABLE, read_labels, read_scan
 from cease_core.io.files import stem
@@ -16,6 +19,8 @@ from cease_core.scan import LabelArray, Scan
 
 _GRID_TOLERANCE = 1e-2
 """How far, in voxels, the channels of one case may lie from each other: as far as a mask from its scan."""
+
+Side = Literal["training", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,10 @@ class Case:
         Files of the second and further channels, on the grid of ``image``.
     volumes_as_channels
         Whether a fourth axis of ``image`` holds channels, not time points.
+    side
+        Of the split that came with the data set; None if it came with none.
+    classes
+        What the ids in the file of the mask mean; None if they are the classes.
     """
 
     name: str
@@ -42,6 +51,8 @@ class Case:
     patient: str = ""
     further: tuple[Path, ...] = ()
     volumes_as_channels: bool = False
+    side: Side | None = None
+    classes: ClassMap | None = None
 
     def __post_init__(self) -> None:
         if not self.patient:
@@ -50,14 +61,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The cases of a folder, and what its layout tells about them.
+    """The cases of a folder or a list, and what its layout tells about them.
 
     Parameters
     ----------
     name
-        As the layout gives it, else the folder's.
+        As the layout gives it, else that of the folder or the list.
     layout
-        ``"folders"``, ``"decathlon"`` or ``"nnunet"``.
+        ``"folders"``, ``"decathlon"``, ``"nnunet"`` or ``"list"``.
     cases
         In the order of their names.
     classes
@@ -88,23 +99,52 @@ def load_case(case: Case, cache: Cached | None = None) -> tuple[Scan, LabelArray
     Returns
     -------
     Scan, LabelArray
-        The image (C, *spatial) with its place, and the mask (*spatial) on the scan's grid.
+        The image (C, *spatial) with its place, and the mask (*spatial) on the scan's grid, in classes.
 
     Raises
     ------
     CeaseError
-        If a file cannot be read, or mask and channels do not share one grid.
+        If a file cannot be read, mask and channels do not share one grid, or the mask holds ids without a class.
     """
     if cache is None:
         return _decode(case)
-    return cache.load((case.image, *case.further, case.labels), lambda: _decode(case))
+    read_as = "" if case.classes is None else str(case.classes)
+    return cache.load((case.image, *case.further, case.labels), lambda: _decode(case), read_as)
+
+
+def read_mask(path: str | os.PathLike[str], like: Scan, classes: ClassMap | None = None) -> LabelArray:
+    """Read a mask in the classes of a model.
+
+    Parameters
+    ----------
+    path, like
+        As in `cease_core.io.read_labels`.
+    classes
+        What the ids in the file mean; they are taken as they are stored, 255 for white in a picture, too.
+        Without a map they are the classes, and white is 1.
+
+    Raises
+    ------
+    CeaseError
+        As `cease_core.io.read_labels` does, and for ids that the map leaves out.
+    """
+    if classes is None:
+        return read_labels(path, like=like)
+    return classes.apply(read_labels(path, like=like, as_stored=True), os.path.basename(path))
+
+
+def with_classes(cases: Iterable[Case], classes: ClassMap | None) -> tuple[Case, ...]:
+    """The cases with a class map in place of their own, or as they are without one."""
+    if classes is None:
+        return tuple(cases)
+    return tuple(replace(case, classes=classes) for case in cases)
 
 
 def _decode(case: Case) -> tuple[Scan, LabelArray]:
     scan = read_scan(case.image, volumes_as_channels=case.volumes_as_channels)
     if case.further:
         scan = _stack(case, [scan, *(read_scan(path) for path in case.further)])
-    return scan, read_labels(case.labels, like=scan)
+    return scan, read_mask(case.labels, scan, case.classes)
 
 
 def _stack(case: Case, scans: Sequence[Scan]) -> Scan:

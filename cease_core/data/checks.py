@@ -5,33 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from cease_core.data.cases import Case, Dataset
+from cease_core.data.classmap import ClassMap
+from cease_core.data.findings import Finding
 from cease_core.data.splits import Split
 from cease_core.data.survey import Facts, Unreadable, survey
 
-Severity = Literal["error", "warning"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something to mend (an error) or to know (a warning).
-
-    Parameters
-    ----------
-    severity
-        With errors, the data set cannot be trained on, or the results would be wrong.
-    case
-        Name of the case, or empty if it concerns all of them.
-    message
-        One sentence: what it is and what to do.
-    """
-
-    severity: Severity
-    case: str
-    message: str
+_UNEVEN = 2.0
+"""How many times larger one case's voxels may be than another's before that is worth a word."""
 
 
 def check(
@@ -40,6 +22,8 @@ def check(
     split: Split | None = None,
 ) -> list[Finding]:
     """Look for cases that cannot be read or do not fit the others, wrong class ids, and images that occur twice.
+
+    What is missing altogether is found before, by `cease_core.data.inspect`.
 
     Parameters
     ----------
@@ -61,6 +45,7 @@ def check(
     findings = [
         *(Finding("error", f.case.name, f.reason) for f in seen if isinstance(f, Unreadable)),
         *_images(facts),
+        *_spacing(facts),
         *_ids(facts, classes),
         *_copies(facts, split),
         *_patients(cases),
@@ -87,6 +72,22 @@ def _images(facts: Sequence[Facts]) -> Iterator[Finding]:
             yield Finding("warning", f.case.name, "the mask is empty: make sure that there is nothing to be found.")
 
 
+def _spacing(facts: Sequence[Facts]) -> Iterator[Finding]:
+    """Nothing is resampled from case to case, so a structure must not look twice as large in one as in another."""
+    for ndim in sorted({f.ndim for f in facts}):
+        measured = [f for f in facts if f.ndim == ndim and f.length_unit == "mm"]
+        for axis in range(ndim if measured else 0):
+            fine, coarse = (choose(measured, key=lambda f: f.spacing[axis]) for choose in (min, max))
+            if coarse.spacing[axis] > _UNEVEN * fine.spacing[axis]:
+                yield Finding(
+                    "warning",
+                    "",
+                    f"along axis {axis + 1} the voxels of {ndim}-D cases measure from {fine.spacing[axis]:.4g} mm "
+                    f"({fine.case.name}) to {coarse.spacing[axis]:.4g} mm ({coarse.case.name}), and nothing is "
+                    "resampled; bring the cases to one spacing if the same structure is to look alike.",
+                )
+
+
 def _ids(facts: Sequence[Facts], classes: dict[int, str]) -> Iterator[Finding]:
     found = {i for f in facts for i in f.voxels} - {0}
     known = set(classes) or found
@@ -95,7 +96,8 @@ def _ids(facts: Sequence[Facts], classes: dict[int, str]) -> Iterator[Finding]:
         yield Finding(
             "error",
             "",
-            f"class ids are {_listed(sorted(known))}, but not {_listed(gaps)}; number the classes 1, 2, … in order.",
+            f"class ids are {_listed(sorted(known))}, but not {_listed(gaps)}; number the classes 1, 2, … in "
+            f"order, or say which ids make them up, as in --classes {ClassMap.in_order(known)}.",
         )
     if not classes:
         return
@@ -105,7 +107,8 @@ def _ids(facts: Sequence[Facts], classes: dict[int, str]) -> Iterator[Finding]:
             yield Finding(
                 "error",
                 f.case.name,
-                f"the mask holds class ids without a name: {_listed(unknown)}; name or remove them.",
+                f"the mask holds class ids without a name: {_listed(unknown)}; name them, or say with --classes which "
+                "class each id becomes (0 drops it).",
             )
     for i in sorted(classes.keys() - found):
         yield Finding("warning", "", f"no case holds class {i} ({classes[i]}); a model cannot learn it here.")

@@ -4,30 +4,43 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cease_core.data.cases import Case, Dataset, case_name
-from cease_core.data.manifest import MANIFEST, Manifest, class_names, inside, require_files
+from cease_core.data.cases import Case, Dataset, case_name, with_classes
+from cease_core.data.classmap import ClassMap
+from cease_core.data.findings import Finding
+from cease_core.data.manifest import MANIFEST, Manifest, inside, missing_files, read_classes, without_faults
 from cease_core.errors import CeaseError
 
 LAYOUT = "decathlon"
 
 
-def read(folder: Path, manifest: Manifest) -> Dataset:
+def read(folder: Path, manifest: Manifest, classes: ClassMap | None = None) -> tuple[Dataset, list[Finding]]:
     """The training cases that a ``dataset.json`` lists; several modalities are the volumes of one file.
+
+    Returns
+    -------
+    Dataset
+        The cases whose files are there.
+    list of Finding
+        Those that are listed twice or whose files are missing.
 
     Raises
     ------
     CeaseError
-        If it lists none or one twice, or files that are missing or outside the folder.
+        If it lists none, or files outside the folder, or its classes cannot be used without ``classes``.
     """
+    findings: list[Finding] = []
     cases: dict[str, Case] = {}
     for entry in manifest.training:
         image, labels = inside(folder, entry.image), inside(folder, entry.label)
         case = Case(case_name(image), image, labels, volumes_as_channels=len(manifest.modality) > 1)
         if cases.setdefault(case.name, case) is not case:
-            raise CeaseError(f"{folder / MANIFEST} lists {case.name} twice; keep one entry for each case.")
+            findings.append(
+                Finding("error", case.name, f"{MANIFEST} lists it twice; keep one entry for each case, or rename one.")
+            )
     if not cases:
         raise CeaseError(f'{folder / MANIFEST} lists no cases; add them under "training", each with image and label.')
-    require_files(folder, [path for case in cases.values() for path in (case.image, case.labels)])
-    ordered = tuple(cases[name] for name in sorted(cases))
-    classes = class_names(manifest.labels, folder / MANIFEST)
-    return Dataset(manifest.name or folder.resolve().name, LAYOUT, ordered, classes)
+    ordered = [cases[name] for name in sorted(cases)]
+    findings += missing_files(folder, ordered)
+    names, classes = read_classes(manifest.labels, folder / MANIFEST, classes)
+    kept = with_classes(without_faults(ordered, findings), classes)
+    return Dataset(manifest.name or folder.resolve().name, LAYOUT, kept, names), findings

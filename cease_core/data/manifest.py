@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cease_core.data.cases import Case
+from cease_core.data.classmap import LARGEST, ClassMap, listed
+from cease_core.data.findings import Finding
 from cease_core.errors import CeaseError, first_fault
 
 MANIFEST = "dataset.json"
@@ -73,33 +78,75 @@ def read_json(path: Path) -> Any:
         raise CeaseError(f"{path} is not valid JSON ({error}); copy or write it again.") from error
 
 
-def class_names(labels: Labels, path: Path) -> dict[int, str]:
-    """Name of each foreground id, ascending, whichever way round ``labels`` is written.
+def read_classes(labels: Labels, path: Path, classes: ClassMap | None = None) -> tuple[dict[int, str], ClassMap | None]:
+    """Names of the foreground classes, whichever way round ``labels`` is written, and what the ids in the masks mean.
+
+    Parameters
+    ----------
+    labels
+        Names and ids; a name of several ids is a region of nnU-Net 2.
+    path
+        Where they stand, for the message.
+    classes
+        The user's own map, which decides on regions and voxels to be ignored, too.
+
+    Returns
+    -------
+    dict of int to str
+        Ascending, without the background.
+    ClassMap or None
+        ``classes``, or the one that regions without an overlap make.
 
     Raises
     ------
     CeaseError
-        If a class is a region of several ids or to be ignored, has no id, or shares it.
+        If a name has no id or shares it; without ``classes`` also if regions overlap or voxels are to be ignored.
     """
-    names: dict[int, str] = {}
+    named = _ids_by_name(labels, path)
+    if classes is not None:
+        return classes.names(named), classes
+    foreground = {name: ids - {0} for name, ids in named.items() if ids != {0}}
+    every = sorted(i for ids in foreground.values() for i in ids)
+    if "ignore" in foreground:
+        kept = ClassMap.in_order(set(every) - foreground["ignore"]).pairs
+        dropping = ClassMap(tuple(sorted((*kept, *((i, 0) for i in foreground["ignore"])))))
+        raise CeaseError(
+            f"{path}: labels: voxels to be ignored ({listed(sorted(foreground['ignore']))}) are not supported; make "
+            f"them background with --classes {dropping}, or give them a class in the masks."
+        )
+    shared = sorted({i for i in every if every.count(i) > 1})
+    if shared:
+        first = max(foreground, key=lambda name: len(foreground[name]))
+        example = ",".join(f"{i}={int(i in foreground[first])}" for i in sorted(set(every)))
+        raise CeaseError(
+            f"{path}: labels: the regions share {listed(shared)}, but a voxel can have one class only; say with "
+            f"--classes which class each id becomes, as in --classes {example} for {first!r} alone."
+        )
+    if all(len(ids) == 1 for ids in foreground.values()):
+        return dict(sorted((min(ids), name) for name, ids in foreground.items())), None
+    pairs = [(i, number) for number, ids in enumerate(foreground.values(), start=1) for i in ids]
+    return dict(enumerate(foreground, start=1)), ClassMap(tuple(sorted(pairs)))
+
+
+def _ids_by_name(labels: Labels, path: Path) -> dict[str, frozenset[int]]:
+    """The ids of each name; those of a name with several are a region, and only regions may share them."""
+    named: dict[str, frozenset[int]] = {}
+    single: dict[int, str] = {}
     for key, value in labels.items():
-        if isinstance(value, list):
-            raise CeaseError(
-                f"{path}: labels: {key!r} is a region of the ids {value}, which is not supported; "
-                "write masks in which each class has one id of its own."
-            )
         number, name = (key, value) if isinstance(value, str) and key.isdecimal() else (value, key)
-        if not str(number).isdecimal():
+        if isinstance(number, list):
+            if not number or min(number) < 0 or max(number) > LARGEST:
+                raise CeaseError(f"{path}: labels: the region {name!r} has no ids; list whole numbers from 0 up.")
+            named[name] = frozenset(number)
+            continue
+        if not re.fullmatch(r"[0-9]{1,10}", str(number)) or int(number) > LARGEST:
             raise CeaseError(f"{path}: labels: {name!r} has no id; give each class a whole number from 0 up.")
-        if name == "ignore":
+        if single.setdefault(int(number), name) != name:
             raise CeaseError(
-                f"{path}: labels: voxels to be ignored (id {number}) are not supported; give them a class in the masks."
+                f"{path}: labels: {single[int(number)]!r} and {name!r} share the id {number}; give each its own."
             )
-        if names.setdefault(int(number), name) != name:
-            raise CeaseError(
-                f"{path}: labels: {names[int(number)]!r} and {name!r} share the id {number}; give each its own."
-            )
-    return {i: names[i] for i in sorted(names) if i != 0}
+        named[name] = frozenset({int(number)})
+    return named
 
 
 def inside(folder: Path, entry: str) -> Path:
@@ -114,16 +161,26 @@ def inside(folder: Path, entry: str) -> Path:
     place = Path(os.path.normpath(entry))
     if place.is_absolute() or ".." in place.parts:
         raise CeaseError(
-            f"{folder / MANIFEST} lists {entry}, which lies outside its folder; list files within the folder only."
+            f"{folder / MANIFEST} lists {entry!r}, which lies outside its folder; list files within the folder only."
         )
     return folder / place
 
 
-def require_files(folder: Path, paths: list[Path]) -> None:
-    """Refuse a ``dataset.json`` that promises files which are not there."""
-    missing = [p for p in paths if not os.path.isfile(p)]
-    if missing:
-        raise CeaseError(
-            f"{folder}: {len(missing)} of the {len(paths)} files that {MANIFEST} promises are missing, for example "
-            f"{missing[0].relative_to(folder).as_posix()}; copy them there, or correct {MANIFEST}."
-        )
+def missing_files(folder: Path, cases: Iterable[Case]) -> Iterator[Finding]:
+    """The files that a ``dataset.json`` promises and that are not there, a finding for each case."""
+    for case in cases:
+        missing = [p for p in (case.image, *case.further, case.labels) if not os.path.isfile(p)]
+        if missing:
+            names = " and ".join(p.relative_to(folder).as_posix() for p in missing)
+            yield Finding(
+                "error",
+                case.name,
+                f"{names} {'is missing; copy it' if len(missing) == 1 else 'are missing; copy them'} there, or correct "
+                f"{MANIFEST}.",
+            )
+
+
+def without_faults(cases: Iterable[Case], findings: Iterable[Finding]) -> tuple[Case, ...]:
+    """The cases that no finding names."""
+    named = {finding.case for finding in findings}
+    return tuple(case for case in cases if case.name not in named)

@@ -6,8 +6,10 @@ import os
 import re
 from pathlib import Path
 
-from cease_core.data.cases import Case, Dataset
-from cease_core.data.manifest import MANIFEST, Manifest, class_names, inside, require_files
+from cease_core.data.cases import Case, Dataset, with_classes
+from cease_core.data.classmap import ClassMap
+from cease_core.data.findings import Finding
+from cease_core.data.manifest import MANIFEST, Manifest, inside, missing_files, read_classes, without_faults
 from cease_core.errors import CeaseError
 from cease_core.io import READABLE, picture
 
@@ -29,13 +31,20 @@ def matches(folder: Path, manifest: Manifest) -> bool:
     )
 
 
-def read(folder: Path, manifest: Manifest) -> Dataset:
+def read(folder: Path, manifest: Manifest, classes: ClassMap | None = None) -> tuple[Dataset, list[Finding]]:
     """The training cases, each with the files of all its channels.
+
+    Returns
+    -------
+    Dataset
+        The cases whose files are there.
+    list of Finding
+        Those of which a channel or the mask is missing.
 
     Raises
     ------
     CeaseError
-        If folders or files are missing, or the files' ending cannot be read.
+        If folders are missing, the files' ending cannot be read, or the classes cannot be used without ``classes``.
     """
     ending = manifest.file_ending or FIRST_VERSION_ENDING
     if ending.lower() not in READABLE:
@@ -43,12 +52,23 @@ def read(folder: Path, manifest: Manifest) -> Dataset:
             f"{folder / MANIFEST}: file_ending {ending!r} cannot be read; convert the files to one of "
             f"{', '.join(READABLE)}."
         )
-    labels = _listed(folder, manifest, ending) if manifest.training else _found(folder, ending)
+    findings: list[Finding] = []
+    if manifest.training:
+        labels = _listed(folder, manifest, ending)
+    else:
+        labels, alone = _found(folder, ending)
+        findings += [
+            Finding(
+                "error", name, f"the scan has no mask in {LABELS}; add {name}{ending} there, or move the scan away."
+            )
+            for name in alone
+        ]
     channels = max(len(manifest.channel_names or manifest.modality), 1)
     cases = [_case(folder, name, labels[name], channels, ending) for name in sorted(labels)]
-    require_files(folder, [path for c in cases for path in (c.image, *c.further, c.labels)])
-    classes = class_names(manifest.labels, folder / MANIFEST)
-    return Dataset(manifest.name or folder.resolve().name, LAYOUT, tuple(cases), classes)
+    findings += missing_files(folder, cases)
+    names, classes = read_classes(manifest.labels, folder / MANIFEST, classes)
+    kept = with_classes(without_faults(cases, findings), classes)
+    return Dataset(manifest.name or folder.resolve().name, LAYOUT, kept, names), findings
 
 
 def _channel(folder: Path, name: str, channel: int, ending: str) -> Path:
@@ -67,8 +87,8 @@ def _listed(folder: Path, manifest: Manifest, ending: str) -> dict[str, Path]:
     return {path.name.removesuffix(ending): path for path in paths}
 
 
-def _found(folder: Path, ending: str) -> dict[str, Path]:
-    """The masks by case; a scan without a mask is refused."""
+def _found(folder: Path, ending: str) -> tuple[dict[str, Path], list[str]]:
+    """The masks by case, and the scans without a mask."""
     for name in (IMAGES, LABELS):
         if not (folder / name).is_dir():
             raise CeaseError(f"{folder} has no folder {name}; put the training scans and masks where nnU-Net has them.")
@@ -77,13 +97,7 @@ def _found(folder: Path, ending: str) -> dict[str, Path]:
     scans = {match[1] for p in _files(folder / IMAGES, ending) if (match := pattern.fullmatch(p.name))}
     if not labels and not scans:
         raise CeaseError(f"{folder}: {IMAGES} and {LABELS} hold no {ending} files; correct file_ending in {MANIFEST}.")
-    alone = sorted(scans - labels.keys())
-    if alone:
-        raise CeaseError(
-            f"{folder}: {len(alone)} of {len(scans)} scans have no mask in {LABELS}, for example {alone[0]}; "
-            "add their masks, or move the scans out of the folder."
-        )
-    return labels
+    return labels, sorted(scans - labels.keys())
 
 
 def _files(folder: Path, ending: str) -> list[Path]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cease_core.data.cases import Case
+from cease_core.data.cases import Case, Side
 from cease_core.data.manifest import read_json
 from cease_core.errors import CeaseError, first_fault
 from cease_core.io.files import write_text
@@ -81,22 +81,25 @@ def with_patients(cases: Iterable[Case], pattern: str | None) -> tuple[Case, ...
 
 
 def split(cases: Iterable[Case], *, validation: float, test: float = 0.0, pattern: str | None = None) -> Split:
-    """Put patients aside, first for the test, then for validation.
+    """Put patients aside, first for the test, then for validation; a split that came with the cases is kept as it is.
 
     Parameters
     ----------
     validation, test
-        Shares of all patients, each in [0, 1), together below 1.
+        Shares of all patients, each in [0, 1), together below 1; not looked at if the cases have sides.
     pattern
         How to find the patient in a case's name, see `patient_of`; by default `Case.patient`.
 
     Raises
     ------
     CeaseError
-        If a share or the pattern is wrong.
+        If a share or the pattern is wrong, or a patient has cases on two given sides.
     """
     _check_shares(validation, test)
     cases = with_patients(cases, pattern)
+    given = given_split(cases)
+    if given is not None:
+        return given
     order = _order(cases)
     held, aside = round(len(order) * test), round(len(order) * (test + validation))
     return _split(cases, set(order[held:aside]), set(order[:held]))
@@ -117,10 +120,12 @@ def folds(cases: Iterable[Case], count: int, fold: int, *, test: float = 0.0, pa
     Raises
     ------
     CeaseError
-        If a number or the pattern is wrong, or there are fewer patients than folds.
+        If a number or the pattern is wrong, there are fewer patients than folds, or the cases came with a split.
     """
     _check_shares(0.0, test)
     cases = with_patients(cases, pattern)
+    if given_split(cases) is not None:
+        raise CeaseError("the list of cases says which side each is on; leave out the folds, or its column split.")
     order = _order(cases)
     held = round(len(order) * test)
     rest = order[held:]
@@ -130,6 +135,40 @@ def folds(cases: Iterable[Case], count: int, fold: int, *, test: float = 0.0, pa
         raise CeaseError(f"there is no fold {fold} of {count}; folds count from 0 to {count - 1}.")
     begin, end = (round(len(rest) * i / count) for i in (fold, fold + 1))
     return _split(cases, set(rest[begin:end]), set(order[:held]))
+
+
+def put_aside(cases: Sequence[Case]) -> list[Case]:
+    """The cases that a model is judged by: the test side where they came with a split, else all.
+
+    Raises
+    ------
+    CeaseError
+        As in `given_split`.
+    """
+    given = given_split(cases)
+    return list(cases if given is None else given.test)
+
+
+def given_split(cases: Iterable[Case]) -> Split | None:
+    """The split that came with the cases, see `Case.side`; None unless every one has a side.
+
+    Raises
+    ------
+    CeaseError
+        If a patient has cases on two sides.
+    """
+    ordered = sorted(cases, key=lambda c: c.name)
+    if not ordered or any(case.side is None for case in ordered):
+        return None
+    patients: dict[str, Side | None] = {}
+    for case in ordered:
+        if patients.setdefault(case.patient, case.side) != case.side:
+            raise CeaseError(
+                f"{case.patient} is on two sides of the split, {patients[case.patient]} and {case.side}; "
+                "keep all cases of a patient on one side."
+            )
+    sides = {side: tuple(c for c in ordered if c.side == side) for side in ("training", "validation", "test")}
+    return Split(**sides)
 
 
 def split_cases(cases: Iterable[Case], validation: float) -> tuple[list[Case], list[Case]]:

@@ -95,6 +95,9 @@ class Summary:
         `PERCENTILES` of each channel over all cases, each counting alike; empty if the number of channels varies.
     classes
         Background first.
+    maps
+        What the ids in the files become (`cease_core.data.ClassMap` as text), all that occur; empty where they are the
+        classes.
     """
 
     name: str
@@ -110,6 +113,7 @@ class Summary:
     spacing: tuple[tuple[float, float], ...]
     percentiles: tuple[tuple[float, ...], ...]
     classes: tuple[ClassSummary, ...]
+    maps: tuple[str, ...] = ()
 
 
 def survey(cases: Iterable[Case], cache: Cached | None = None) -> Iterator[Facts | Unreadable]:
@@ -141,6 +145,7 @@ def summarise(dataset: Dataset, surveyed: Sequence[Facts | Unreadable]) -> Summa
         spacing=_ranges([f.spacing for f in facts]) if alike else (),
         percentiles=_percentiles([f.sample for f in facts]) if len(channels) == 1 else (),
         classes=_classes(dataset.classes, facts),
+        maps=tuple(sorted({str(f.case.classes) for f in surveyed if f.case.classes is not None})),
     )
 
 

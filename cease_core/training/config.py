@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from cease_core.data import splits
 from cease_core.data.cases import Case
+from cease_core.data.classmap import ClassMap
 from cease_core.data.splits import Split
 from cease_core.defences import Defence, preset
 from cease_core.errors import CeaseError, first_fault
@@ -24,16 +34,20 @@ class _Strict(BaseModel):
 
 
 class DataSource(_Strict):
-    """Where the cases come from, how they are divided, and the terms they come under.
+    """Where the cases come from, what their masks mean, how they are divided, and the terms they come under.
 
     Parameters
     ----------
     name, source, licence
         For the model's card.
     folder
-        Name of the data set's folder.
+        Name of the data set's folder, or of the file of a list.
+    map
+        Class of each id in the masks' files, as ``{1: 1, 2: 1, 4: 2}`` or ``"1=1,2=1,4=2"``; by default the ids are the
+        classes.
     validation, test
-        Shares of the patients that are put aside; the test side is read by no training.
+        Shares of the patients that are put aside; the test side is read by no training. A list with a column
+        ``split`` decides by itself.
     patients
         Regular expression whose group is the patient's name in a case's; by default each case is a patient.
     folds, fold
@@ -44,11 +58,27 @@ class DataSource(_Strict):
     source: str = "unknown"
     licence: str = "unknown"
     folder: str = ""
+    map: ClassMap | None = None
     validation: float = Field(default=0.1, ge=0, lt=1)
     test: float = Field(default=0.0, ge=0, lt=1)
     patients: str | None = None
     folds: int | None = Field(default=None, ge=2)
     fold: int = Field(default=0, ge=0)
+
+    @field_validator("map", mode="before")
+    @classmethod
+    def _class_map(cls, value: Any) -> Any:
+        try:
+            return None if value is None else ClassMap.read(value, "the class map")
+        except CeaseError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        content.pop("map", None)
+        # Left out where there is none: runs from before there were maps keep their digest, and can be resumed.
+        return content if self.map is None else content | {"map": str(self.map)}
 
     def split(self, cases: Iterable[Case]) -> Split:
         """The cases divided by patient.

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from cease_core.data.cases import Dataset
+from cease_core.data.classmap import ClassMap
 from cease_core.data.survey import Facts
 from cease_core.errors import CeaseError
 from cease_core.models.architectures import build
@@ -126,7 +127,10 @@ def _classes(dataset: Dataset, facts: Sequence[Facts]) -> list[dict[str, Any]]:
         raise CeaseError("the masks of these cases are empty; a model needs some structure to learn.")
     if list(names) != list(range(1, len(names) + 1)):
         listed = ", ".join(str(i) for i in names)
-        raise CeaseError(f"the masks hold the class ids {listed}; number the classes 1, 2, … without gaps.")
+        raise CeaseError(
+            f"the masks hold the class ids {listed}; number the classes 1, 2, … without gaps, "
+            f"or map them, as with --classes {ClassMap.in_order(names)}."
+        )
     return [{"id": i, "name": name, "color": PALETTE[(i - 1) % len(PALETTE)]} for i, name in names.items()]
 
 

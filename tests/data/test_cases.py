@@ -51,8 +51,12 @@ def test_the_samples_are_cases(folder: str) -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "sentence"),
     [
-        (["a.png", "b.png"], ["a.png"], "1 files have no partner .*, for example b; name each mask like its scan"),
-        (["a.png"], ["b.png"], "2 files have no partner .*, for example a"),
+        (["a.png", "b.png"], ["a.png"], "b: images/b.png has no partner in labels/; name each mask like its scan"),
+        (
+            ["a.png"],
+            ["b.png"],
+            r"2 problems:\n  a: images/a.png has no .*\n  b: labels/b.png has no partner in images/",
+        ),
         ([], [], "are empty; put one mask there for each scan"),
         (["a.png", "a.jpg"], ["a.png"], "holds both a.jpg and a.png; keep one file for each case"),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cease_core.data import Case, Dataset, Finding, Split, check, describe, find_cases, survey
+from cease_core.data import Case, ClassMap, Dataset, Finding, Split, check, describe, find_cases, survey
 from cease_core.data.survey import Facts, Unreadable, summarise
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
@@ -101,6 +101,33 @@ def test_gaps_in_the_class_ids_are_an_error(folder: Folder) -> None:
     (finding,) = folder.add("a", mask=1).add("b", mask=4).check()
     assert (finding.severity, finding.case) == ("error", "")
     assert "class ids are 1, 4, but not 2" in finding.message
+
+
+@pytest.mark.parametrize(("held", "proposed"), [((255,), "255=1"), ((1, 2, 4), "1=1,2=2,4=3")])
+def test_ids_with_gaps_come_with_the_map_that_closes_them(tmp_path: Path, held: tuple[int, ...], proposed: str) -> None:
+    for kind, voxels in (("images", np.random.default_rng(0).random((3, 4, 5))), ("labels", np.zeros((3, 4, 5)))):
+        (tmp_path / kind).mkdir()
+        if kind == "labels":
+            voxels.flat[: len(held)] = held
+        nib.save(nib.Nifti1Image(voxels.astype(np.float32), np.eye(4)), tmp_path / kind / "a.nii")
+    (finding,) = check(describe(tmp_path))
+    assert finding.message.endswith(f"say which ids make them up, as in --classes {proposed}.")
+    assert check(describe(tmp_path, ClassMap.read(proposed))) == []
+
+
+@pytest.mark.parametrize(("coarse", "told"), [(1.9, False), (2.1, True)])
+def test_voxels_of_very_different_sizes_are_a_warning(tmp_path: Path, coarse: float, told: bool) -> None:
+    rng = np.random.default_rng(0)
+    for name, size in (("a", 1.0), ("b", coarse)):
+        voxels = rng.random((4, 5, 6)).astype(np.float32)
+        for kind, values in (("images", voxels), ("labels", (voxels > 0.5).astype(np.float32))):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(values, np.diag([1, 1, 3 * size, 1])), tmp_path / kind / f"{name}.nii")
+    findings = check(find_cases(tmp_path))
+    assert len(findings) == int(told)
+    if told:
+        assert findings[0].severity == "warning"
+        assert "voxels of 3-D cases measure from 3 mm (a) to 6.3 mm (b)" in findings[0].message
 
 
 def test_ids_beyond_the_named_classes_are_an_error(folder: Folder) -> None:

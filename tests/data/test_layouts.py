@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cease_core.data import Case, describe, find_cases, load_case
+from cease_core.data import Case, ClassMap, describe, find_cases, inspect, load_case
 from cease_core.errors import CeaseError
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
@@ -148,12 +148,19 @@ def test_plain_folders_may_name_their_classes(tmp_path: Path) -> None:
         ({"training": [{"image": "../a.nii.gz", "label": "a"}]}, "lists ../a.nii.gz, which lies outside its folder"),
         ({"training": [{"image": "/etc/hosts", "label": "a"}]}, "lists /etc/hosts, which lies outside its folder"),
         ({"training": [{"image": "x/../../a", "label": "a"}]}, "which lies outside its folder"),
-        ({"training": [{"image": "a\0", "label": "b"}]}, "2 of the 2 files that dataset.json promises are missing"),
-        ({"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}] * 2}, "lists a twice"),
-        ({"labels": {"whole": [1, 2]}}, r"'whole' is a region of the ids \[1, 2\], which is not supported"),
+        (
+            {"training": [{"image": "a\0", "label": "b"}]},
+            r"missing; copy them there, or correct dataset.json",
+        ),
+        (
+            {"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}] * 2},
+            "a: dataset.json lists it twice",
+        ),
+        ({"labels": {"whole": []}}, "the region 'whole' has no ids"),
+        ({"labels": {"whole": [1, 2], "core": 2}}, r"regions share the id 2, .* as in --classes 1=1,2=1 for 'whole'"),
         ({"labels": {"bg": 0, "a": 1, "b": 1}}, "'a' and 'b' share the id 1"),
         ({"labels": {"a": "b"}}, "'a' has no id"),
-        ({"labels": {"ignore": 3}}, r"to be ignored \(id 3\) are not supported"),
+        ({"labels": {"a": 1, "ignore": 3}}, r"ignored \(the id 3\) .*make them background with --classes 1=1,3=0"),
     ],
 )
 def test_a_wrong_decathlon_list_is_said(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
@@ -162,11 +169,49 @@ def test_a_wrong_decathlon_list_is_said(tmp_path: Path, changes: dict[str, Any],
         describe(tmp_path)
 
 
-def test_missing_files_are_counted_and_named(tmp_path: Path) -> None:
-    decathlon(tmp_path, "a", "b")
-    (tmp_path / "labelsTr" / "b.nii.gz").unlink()
-    with pytest.raises(CeaseError, match=r"1 of the 4 files .* are missing, for example labelsTr/b.nii.gz; copy"):
+def test_every_case_with_a_missing_file_is_named(tmp_path: Path) -> None:
+    decathlon(tmp_path, "a", "b", "c")
+    for lost in ("labelsTr/b.nii.gz", "imagesTr/c.nii.gz", "labelsTr/c.nii.gz"):
+        (tmp_path / lost).unlink()
+    with pytest.raises(CeaseError) as refused:
         describe(tmp_path)
+    assert str(refused.value).splitlines() == [
+        f"{tmp_path} has 2 problems:",
+        "  b: labelsTr/b.nii.gz is missing; copy it there, or correct dataset.json.",
+        "  c: imagesTr/c.nii.gz and labelsTr/c.nii.gz are missing; copy them there, or correct dataset.json.",
+    ]
+    usable, findings = inspect(tmp_path)
+    assert [c.name for c in usable.cases] == ["a"]
+    assert [f.case for f in findings] == ["b", "c"]
+
+
+def test_many_problems_are_counted_after_some(tmp_path: Path) -> None:
+    decathlon(tmp_path, *(f"case_{i:02d}" for i in range(13)))
+    for lost in (tmp_path / "labelsTr").iterdir():
+        lost.unlink()
+    with pytest.raises(CeaseError, match="has 13 problems:") as refused:
+        describe(tmp_path)
+    assert str(refused.value).splitlines()[-2:] == [
+        "  case_09: labelsTr/case_09.nii.gz is missing; copy it there, or correct dataset.json.",
+        "  and 3 more",
+    ]
+
+
+def test_regions_of_nnunet_that_do_not_overlap_are_classes(tmp_path: Path) -> None:
+    nnunet(tmp_path, "p", labels={"background": 0, "kidney": [1, 3], "tumour": 2})
+    volume(tmp_path / "labelsTr" / "p.nii.gz", value=3)
+    found = describe(tmp_path)
+    assert found.classes == {1: "kidney", 2: "tumour"}
+    assert np.unique(load_case(found.cases[0])[1]).tolist() == [1]
+
+
+def test_a_class_map_decides_on_overlapping_regions_and_ignored_voxels(tmp_path: Path) -> None:
+    nnunet(tmp_path, "p", labels={"background": 0, "whole": [1, 2], "core": 2, "ignore": 3})
+    volume(tmp_path / "labelsTr" / "p.nii.gz", value=3)
+    found = describe(tmp_path, ClassMap.read("1=1,2=1,3=0"))
+    assert found.classes == {1: "whole"}
+    assert not load_case(found.cases[0])[1].any()
+    assert describe(tmp_path, ClassMap.read("1=0,2=1,3=0")).classes == {1: "core"}
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"training": [', "[" * 100_000, "\ud800"])
@@ -185,9 +230,9 @@ def test_a_dataset_json_of_another_kind_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("removed", "changes", "sentence"),
     [
-        ("labelsTr/p.nii.gz", {}, "1 of 2 scans have no mask in labelsTr, for example p"),
-        ("imagesTr/p_0000.nii.gz", {}, "for example imagesTr/p_0000.nii.gz"),
-        ("imagesTr/p_0001.nii.gz", {}, "for example imagesTr/p_0001.nii.gz"),
+        ("labelsTr/p.nii.gz", {}, "p: the scan has no mask in labelsTr; add p.nii.gz there"),
+        ("imagesTr/p_0000.nii.gz", {}, "p: imagesTr/p_0000.nii.gz is missing"),
+        ("imagesTr/p_0001.nii.gz", {}, "p: imagesTr/p_0001.nii.gz is missing"),
         ("imagesTr/p_0001.nii.gz", {"file_ending": ".b2nd"}, "file_ending '.b2nd' cannot be read"),
         ("imagesTr/p_0001.nii.gz", {"file_ending": ".png"}, "hold no .png files; correct file_ending"),
     ],

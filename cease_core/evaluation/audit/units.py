@@ -91,8 +91,10 @@ def units_of(case: Case, victim: Victim, settings: Settings) -> Iterator[tuple[U
 
 
 def case_hash(case: Case) -> str:
-    """SHA-256 of a case's files."""
+    """SHA-256 of a case's files, and of what the ids in its mask mean."""
     parts = [file_hash(path) for path in (case.image, *case.further, case.labels)]
+    if case.classes is not None:
+        parts.append(str(case.classes))
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from cease_core.errors import CeaseError
-from cease_core.models import ModelCard, find_model, load_model, prepare
+from cease_core.models import ModelCard, find_model, open_model, prepare
 from cease_core.models.card import Mode, same_classes
-from cease_core.models.checkpoint import HEADS, WEIGHTS, load_card
+from cease_core.models.checkpoint import HEADS, load_card, weights_file
+from cease_core.models.foreign.registered import registered_model
 from cease_core.models.segmenter import ScanModel, Segmenter, check_scan
 from cease_core.scan import Scan
 
@@ -58,10 +59,14 @@ class Victim:
         """
         if isinstance(model, Victim):
             return model
-        folder = find_model(model).absolute()
+        place = find_model(model)
+        known = registered_model(place)
+        if known is not None:
+            return cls.in_memory(known.card.name, prepare(known), known.card)
+        folder = place.absolute()
         card = load_card(folder)
         heads = file_hash(folder / HEADS) if (folder / HEADS).exists() else ""
-        return cls(card.name, card, file_hash(folder / WEIGHTS), folder, reading=_reading(card, heads))
+        return cls(card.name, card, file_hash(weights_file(folder, card)), folder, reading=_reading(card, heads))
 
     @classmethod
     def in_memory(cls, name: str, model: Segmenter, card: ModelCard) -> Victim:
@@ -140,7 +145,7 @@ def _reading(card: ModelCard, heads: str = "") -> str:
 @lru_cache(maxsize=8)
 def _loaded(folder: Path, weights: str, reading: str, device: str) -> ScanModel:
     del weights, reading  # of another hash, it is another model
-    return prepare(load_model(folder), torch.device(device))
+    return prepare(open_model(folder), torch.device(device))
 
 
 def victims_of(models: Sequence[str | Path | Victim]) -> tuple[Victim, ...]:

@@ -281,7 +281,7 @@ def _attacked(job: Job, trial: Trial, ready: Ready, stopped: Stopped | None) -> 
     attack = trial.attack
     if isinstance(attack, Transfer):
         assert job.source is not None
-        source = in_windows(job.source.load(job.device), tuple(subject.images.shape[2:]))
+        source = in_windows(job.source.load(job.device), tuple(subject.images.shape[2:]), subject.scan)
         attack = replace(attack, source=source)
     if isinstance(attack, MixedAttack):
         attack = replace(attack, terms=_terms(job.victim, ready))
