@@ -16,6 +16,21 @@ class CeaseError(ValueError):
     """
 
 
+def one_line(said: object, most: int = 160) -> str:
+    """What another program said, as a part of a sentence: its first line, cut after ``most`` visible letters.
+
+    Parameters
+    ----------
+    said
+        Its message, or the exception that carries it; one without a message gives its name.
+    most
+        Letters that are kept.
+    """
+    first = (str(said).strip().splitlines() or [type(said).__name__])[0]
+    shown = "".join(letter for letter in first if letter.isprintable()).rstrip(".")
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
 def first_fault(error: ValidationError, whole: str) -> str:
     """The first thing that a validation found wrong, after its place.
 

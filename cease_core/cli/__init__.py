@@ -23,6 +23,15 @@ app = typer.Typer(
 )
 
 
+_Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="Class of each id in the masks' files: 1=1,2=1,4=2, or 255=1,*=0 (* for all others).",
+        show_default="ids are classes",
+    ),
+]
+
+
 @app.command()
 def attack(
     scan: Annotated[Path, typer.Argument(help="NIfTI, NRRD, MHA, picture, or folder of DICOM slices.")],
@@ -39,6 +48,7 @@ def attack(
     labels: Annotated[
         Path | None, typer.Option(help="Reference mask; without one, the model's own clean mask.")
     ] = None,
+    classes: _Classes = None,
     norm: Annotated[str, typer.Option(help="linf (every voxel) or l2 (root mean square).")] = "linf",
     loss: Annotated[
         str | None,
@@ -63,6 +73,12 @@ def attack(
     slice_index: Annotated[
         int | None, typer.Option("--slice", help="Attack this slice alone, counted from 0 as displayed.")
     ] = None,
+    frame: Annotated[
+        int | None, typer.Option(help="Volume of a time series to attack, counted from 0.", show_default="none")
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Interpolate a tilted or uneven DICOM series onto an even grid.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the random start.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
 ) -> None:
@@ -85,8 +101,11 @@ def attack(
             source=source,
             parameters=tuple(parameters or ()),
             slice_index=slice_index,
+            frame=frame,
             seed=seed,
             device=device,
+            classes=classes,
+            resample=resample,
         )
     )
     raise typer.Exit(code)
@@ -108,6 +127,78 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inst
     list_models(as_json)
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="MONAI bundle, TorchScript, torch.export, nnU-Net folder, weights, or a model of this program."
+        ),
+    ],
+    about: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file with what is said by the options below.", show_default="none")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the library.", show_default="from the file")] = None,
+    title: Annotated[str | None, typer.Option(help="As it is shown.", show_default="from the file")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Foreground classes in order: liver,tumour.", show_default="from the file")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="binary, multiclass or multilabel.", show_default="from the file")
+    ] = None,
+    ndim: Annotated[str | None, typer.Option(help="2 or 3.", show_default="found out")] = None,
+    channels: Annotated[str | None, typer.Option(help="Of the image.", show_default="found out")] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Intensities that count as 0 and 1: -160,240.", show_default="percentiles")
+    ] = None,
+    normalise: Annotated[
+        str | None,
+        typer.Option(
+            help="What the network is given: none (as in the file), unit (0 to 1 over the window), zscore or minmax.",
+            show_default="unit with --window, else from the file",
+        ),
+    ] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="Voxels in mm that scans are resampled to: 1.5,1.5,2.", show_default="the scan's")
+    ] = None,
+    orientation: Annotated[
+        str | None, typer.Option(help="Of the network's axes: RAS, xyz, zyx, display.", show_default="from the file")
+    ] = None,
+    roi: Annotated[str | None, typer.Option(help="Window that is seen at once: 96,96,96.", show_default="all")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Entry of the answer that holds the logits: out or 0.", show_default="found out")
+    ] = None,
+    outputs: Annotated[str | None, typer.Option(help="Channels of it, in order: 0,2.", show_default="all")] = None,
+    activation: Annotated[
+        str | None, typer.Option(help="none, sigmoid or softmax, if it is in the network.", show_default="found out")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="For weights alone: one of ours, or a class of MONAI.", show_default="none")
+    ] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Option("--arg", help="Of the architecture: channels=[16,32,64].")
+    ] = None,
+    fold: Annotated[str | None, typer.Option(help="Of an nnU-Net folder.", show_default="the first")] = None,
+    agree: Annotated[bool, typer.Option("--agree", help="Open files that may run code without asking.")] = False,
+) -> None:
+    """Take a model that was made elsewhere into the library, once it has shown that it works."""
+    from cease_core.cli.importing import ImportRequest, run_import
+
+    options = {
+        "name": name, "title": title, "classes": classes, "mode": mode, "ndim": ndim, "channels": channels,
+        "window": window, "normalise": normalise, "spacing": spacing, "orientation": orientation, "roi": roi,
+        "output": output, "outputs": outputs, "activation": activation, "architecture": architecture, "fold": fold,
+    }  # fmt: skip
+    request = ImportRequest(
+        source=source,
+        about=about,
+        options={key: value for key, value in options.items() if value is not None},
+        arguments=tuple(arguments or ()),
+        agree=agree,
+    )
+    raise typer.Exit(run_import(request))
+
+
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
     """Check this computer; exit code 1 if something needed is missing."""
@@ -119,8 +210,12 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inst
 @app.command()
 def data(
     folder: Annotated[
-        Path, typer.Argument(help="Folder with images/ and labels/, or a dataset.json (Decathlon, nnU-Net).")
+        Path,
+        typer.Argument(
+            help="Folder with images/ and labels/ or a dataset.json (Decathlon, nnU-Net); or a CSV or JSONL list."
+        ),
     ],
+    classes: _Classes = None,
     validation: Annotated[
         float | None, typer.Option(help="Share of patients to choose checkpoints by.", show_default="none")
     ] = None,
@@ -152,6 +247,7 @@ def data(
             check=check,
             as_json=as_json,
             out=out,
+            classes=classes,
         )
     )
     raise typer.Exit(code)
@@ -242,6 +338,7 @@ def train(
     folds: _Folds = None,
     fold: _Fold = None,
     split: _Split = None,
+    classes: _Classes = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out; nothing else needs to be repeated.")
     ] = False,
@@ -271,6 +368,7 @@ def train(
         folds=folds,
         fold=fold,
         split=split,
+        classes=classes,
     )
     raise typer.Exit(run_training(request, out, resume=resume, dry_run=dry_run))
 
@@ -302,6 +400,7 @@ def relevance(
     folds: _Folds = None,
     fold: _Fold = None,
     split: _Split = None,
+    classes: _Classes = None,
 ) -> None:
     """Measure how auxiliary tasks relate to segmentation, and choose; again from --out alone, without training."""
     from cease_core.cli.recipe import RunRequest
@@ -323,6 +422,7 @@ def relevance(
         folds=folds,
         fold=fold,
         split=split,
+        classes=classes,
     )
     raise typer.Exit(run_relevance(request, out, rule=rule, count=count, warm_up=warm_up))
 
@@ -343,6 +443,7 @@ def audit(
         Path | None, typer.Option(help="Split as `cease data --out` writes it; its test side is audited.")
     ] = None,
     side: Annotated[str, typer.Option(help="Side of the split: training, validation or test.")] = "test",
+    classes: _Classes = None,
     patients: _Patients = None,
     cases: Annotated[
         int | None, typer.Option(help="At most so many cases; 0 for all.", show_default="the tier's", min=0)
@@ -389,6 +490,7 @@ def audit(
             workers=workers,
             device=device,
             seed=seed,
+            classes=classes,
         )
     )
     raise typer.Exit(code)

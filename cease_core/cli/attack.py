@@ -18,10 +18,12 @@ from cease_core.attacks.targets import TARGETS, Target
 from cease_core.cli.epsilon import Epsilon, unit_name
 from cease_core.cli.outputs import Outcome, prepare_folder, write_outcome
 from cease_core.cli.progress import INTERRUPTED, interruptible, make_progress
+from cease_core.data import ClassMap, read_mask
 from cease_core.errors import CeaseError
 from cease_core.io import read_labels, read_scan
-from cease_core.models import SegmentationModel, best_device, find_model, load_model, prepare
+from cease_core.models import best_device, find_model, open_model, prepare
 from cease_core.models.memory import is_out_of_memory
+from cease_core.models.segmenter import ScanModel
 from cease_core.scan import LabelArray, Scan
 
 
@@ -43,8 +45,11 @@ class AttackRequest:
     source: str | None
     parameters: tuple[str, ...]
     slice_index: int | None
+    frame: int | None
     seed: int
     device: str
+    classes: str | None = None
+    resample: bool = False
 
 
 def run_attack(request: AttackRequest) -> int:
@@ -63,10 +68,12 @@ def run_attack(request: AttackRequest) -> int:
     epsilon = None if request.epsilon is None else Epsilon.parse(request.epsilon)
     attack = _build(request)
     device = choose_device(request.device)
-    model = prepare(load_model(find_model(request.model)), device)
+    model = prepare(open_model(find_model(request.model)), device)
     attack = _with_source(attack, request.source, model, device)
-    scan = read_scan(request.scan, volumes_as_channels=model.card.channels > 1)
-    labels = read_labels(request.labels, like=scan) if request.labels else None
+    contrasts = model.card.channels > 1
+    scan = read_scan(request.scan, frame=request.frame, volumes_as_channels=contrasts, resample=request.resample)
+    classes = None if request.classes is None else ClassMap.read(request.classes)
+    labels = read_mask(request.labels, scan, classes) if request.labels else None
     if request.slice_index is not None and scan.ndim == 2:
         raise CeaseError(f"{scan.name} is a single image without slices; leave out --slice.")
     try:
@@ -77,7 +84,7 @@ def run_attack(request: AttackRequest) -> int:
             extent="volume" if request.slice_index is None else "slice",
             index=request.slice_index or 0,
             region=read_labels(request.region, like=scan) if request.region else None,
-            target=_target(request.target, scan),
+            target=_target(request.target, scan, classes),
             device=device,
         )
         if epsilon is not None:
@@ -131,7 +138,7 @@ def _build(request: AttackRequest) -> Attack:
     return build_attack(request.attack, **written)
 
 
-def _target(written: str | None, scan: Scan) -> LabelArray | Target | None:
+def _target(written: str | None, scan: Scan, classes: ClassMap | None) -> LabelArray | Target | None:
     """A ready target by its name, or the mask in a file."""
     if written is None:
         return None
@@ -141,13 +148,13 @@ def _target(written: str | None, scan: Scan) -> LabelArray | Target | None:
         raise CeaseError(
             f"the target {written!r} is neither a file nor one of {', '.join(TARGETS)}; choose one of them."
         )
-    return read_labels(Path(written), like=scan)
+    return read_mask(Path(written), scan, classes)
 
 
-def _with_source(attack: Attack, name: str | None, model: SegmentationModel, device: torch.device) -> Attack:
+def _with_source(attack: Attack, name: str | None, model: ScanModel, device: torch.device) -> Attack:
     """Give a transfer attack the model that it is made on."""
     if isinstance(attack, Transfer) and name is not None:
-        source = prepare(load_model(find_model(name)), device)
+        source = prepare(open_model(find_model(name)), device)
         one, other = ((c.mode, c.channels, c.outputs, c.window) for c in (source.card, model.card))
         if one != other:
             raise CeaseError(
@@ -162,8 +169,10 @@ def _with_source(attack: Attack, name: str | None, model: SegmentationModel, dev
 
 def _seeing_alike(attack: Attack, subject: Subject) -> Attack:
     """The same attack, with a source that looks at volumes in slices or windows where it has to."""
-    if isinstance(attack, Transfer) and isinstance(attack.source, SegmentationModel):
-        return dataclasses.replace(attack, source=in_windows(attack.source, tuple(subject.images.shape[2:])))
+    if isinstance(attack, Transfer) and isinstance(attack.source, ScanModel):
+        return dataclasses.replace(
+            attack, source=in_windows(attack.source, tuple(subject.images.shape[2:]), subject.scan)
+        )
     return attack
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from cease_core.cli.attack import choose_device
 from cease_core.cli.epsilon import Epsilon
 from cease_core.cli.progress import INTERRUPTED, interruptible, make_progress
-from cease_core.data import Case, find_cases, read_split, with_patients
+from cease_core.data import Case, ClassMap, find_cases, given_split, read_split, with_patients
 from cease_core.errors import CeaseError
 from cease_core.evaluation.audit import (
     AuditEvent,
@@ -50,6 +50,7 @@ class AuditRequest:
     workers: int
     device: str
     seed: int | None
+    classes: str | None = None
 
 
 def run_audit(request: AuditRequest) -> int:
@@ -131,9 +132,10 @@ def _levels(value: float | None) -> str:
 
 
 def _cases(request: AuditRequest) -> list[Case]:
-    cases = find_cases(request.data)
-    if request.split is not None:
-        sides = read_split(request.split, cases).sides
+    cases = find_cases(request.data, None if request.classes is None else ClassMap.read(request.classes))
+    split = given_split(cases) if request.split is None else read_split(request.split, cases)
+    if split is not None:
+        sides = split.sides
         if request.side not in sides:
             raise CeaseError(f"there is no side {request.side!r}; choose one of {', '.join(sides)}.")
         cases = list(sides[request.side])

@@ -16,7 +16,20 @@ from rich.table import Table
 
 from cease_core.cli.listings import PIPED_WIDTH
 from cease_core.cli.progress import INTERRUPTED, interruptible, make_progress
-from cease_core.data import Case, Finding, Split, check, describe, folds, split, with_patients, write_split
+from cease_core.data import (
+    Case,
+    ClassMap,
+    Finding,
+    Split,
+    check,
+    folds,
+    given_split,
+    inspect,
+    split,
+    with_patients,
+    write_split,
+)
+from cease_core.data.findings import refuse
 from cease_core.data.survey import PERCENTILES, Facts, Summary, Unreadable, summarise, survey
 from cease_core.errors import CeaseError
 
@@ -24,6 +37,7 @@ LAYOUTS = {
     "folders": "images/ and labels/",
     "decathlon": "Medical Segmentation Decathlon",
     "nnunet": "nnU-Net raw data",
+    "list": "list of cases",
 }
 SHOWN = 6
 """Names listed on the screen, here and below; JSON and the split file list all."""
@@ -42,6 +56,7 @@ class DataRequest:
     check: bool = False
     as_json: bool = False
     out: Path | None = None
+    classes: str | None = None
 
 
 def run_data(request: DataRequest) -> int:
@@ -55,9 +70,13 @@ def run_data(request: DataRequest) -> int:
     Raises
     ------
     CeaseError
-        If the folder is no data set, or the split cannot be made or written.
+        If the folder is no data set, or the split cannot be made or written; without a check also if a case is
+        incomplete.
     """
-    dataset = describe(request.folder)
+    classes = None if request.classes is None else ClassMap.read(request.classes)
+    dataset, incomplete = inspect(request.folder, classes)
+    if not request.check:
+        refuse(request.folder, incomplete)
     dataset = replace(dataset, cases=with_patients(dataset.cases, request.patients))
     sides = _split(dataset.cases, request)
     surveyed = _read(dataset.cases)
@@ -65,7 +84,7 @@ def run_data(request: DataRequest) -> int:
         print(f"Stopped after {len(surveyed)} of {len(dataset.cases)} cases; nothing was written.", file=sys.stderr)
         return INTERRUPTED
     summary = summarise(dataset, surveyed)
-    findings = check(dataset, surveyed, sides) if request.check else None
+    findings = [*incomplete, *check(dataset, surveyed, sides)] if request.check else None
     failed = any(f.severity == "error" for f in findings or ())
     if request.as_json:
         print(json.dumps(_as_json(summary, findings, sides), indent=1, ensure_ascii=False))
@@ -83,7 +102,19 @@ def run_data(request: DataRequest) -> int:
 
 
 def _split(cases: Sequence[Case], request: DataRequest) -> Split | None:
-    """The split that was asked for, if any; a side that was asked for and stays empty is refused."""
+    """The split that came with the cases or was asked for, if any; an empty side that was asked for is refused."""
+    given = given_split(cases)
+    if given is not None:
+        for option, value in (
+            ("validation", request.validation),
+            ("test", request.test or None),
+            ("folds", request.folds),
+        ):
+            if value is not None:
+                raise CeaseError(
+                    f"the list says which side each case is on; leave out --{option}, or its column split."
+                )
+        return given
     if request.folds is not None:
         if request.fold is None:
             raise CeaseError(f"--folds {request.folds} needs --fold, from 0 to {request.folds - 1}.")
@@ -163,6 +194,7 @@ def _rows(summary: Summary) -> list[tuple[str, str]]:
         channel = f" {i + 1}" if len(summary.percentiles) > 1 else ""
         text = ", ".join(f"{v:.4g}" for v in values)
         rows.append((f"intensity{channel}", f"{text} {' or '.join(summary.units)} (percentiles {marks})"))
+    rows += [("class map", written) for written in summary.maps]
     return rows if summary.cases > summary.unreadable else rows[:2]
 
 
@@ -179,6 +211,11 @@ def _print_findings(findings: Sequence[Finding] | None, summary: Summary) -> Non
                 "--check says why."
             )
         return
+    if findings:
+        errors = sum(finding.severity == "error" for finding in findings)
+        print(
+            " and ".join(_counted(n, word) for n, word in ((errors, "error"), (len(findings) - errors, "warning")) if n)
+        )
     alike: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
         alike.setdefault((finding.severity, finding.message), []).append(finding.case)
@@ -187,6 +224,17 @@ def _print_findings(findings: Sequence[Finding] | None, summary: Summary) -> Non
         print(f"{severity}: {where}: {message}" if where else f"{severity}: {message}")
     if not findings:
         print("Nothing is wrong with these cases.")
+
+
+def _counted(count: int, word: str) -> str:
+    """How many of something there are.
+
+    Examples
+    --------
+    >>> _counted(1, "error"), _counted(3, "warning")
+    ('1 error', '3 warnings')
+    """
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def _print_split(sides: Split | None) -> None:

@@ -13,7 +13,19 @@ import yaml
 from pydantic import ValidationError
 
 from cease_core.cli.progress import make_progress
-from cease_core.data import Case, Dataset, Split, describe, folds, read_split, split, survey
+from cease_core.data import (
+    Case,
+    ClassMap,
+    Dataset,
+    Split,
+    describe,
+    folds,
+    given_split,
+    place_of,
+    read_split,
+    split,
+    survey,
+)
 from cease_core.data.survey import Facts, Unreadable
 from cease_core.defences import PRESETS
 from cease_core.errors import CeaseError, first_fault
@@ -53,6 +65,7 @@ class RunRequest:
     folds: int | None = None
     fold: int | None = None
     split: Path | None = None
+    classes: str | None = None
 
     @property
     def describes(self) -> bool:
@@ -100,6 +113,7 @@ class RunRequest:
             "data.patients": self.patients,
             "data.folds": self.folds,
             "data.fold": self.fold,
+            "data.map": self.classes,
         }
 
 
@@ -114,7 +128,7 @@ class Recipe:
     config
         The whole.
     folder
-        Of the data set.
+        Of the data set, or the file of a list.
     dataset
         What is in it.
     sides
@@ -160,9 +174,12 @@ def resolve(request: RunRequest) -> Recipe:
         raw = changed(read_raw(request.config), changes)
         config = parse_config(raw, str(request.config))
         _check_fold(request, config.data)
-        folder, dataset = find_data(request.data, config.data.folder)
+        folder, dataset = find_data(request.data, config.data.folder, config.data.map)
+        _check_given(request, dataset)
         return Recipe(raw, config, folder, dataset, _sides(dataset, config.data, request.split))
-    folder, dataset = find_data(request.data, "")
+    written = changes.get("data.map")
+    folder, dataset = find_data(request.data, "", None if written is None else ClassMap.read(written))
+    _check_given(request, dataset)
     data: Raw = {"name": dataset.name, "folder": folder.name, "validation": VALIDATION}
     data = changed({"data": data}, {k: v for k, v in changes.items() if k.split(".")[0] == "data"})["data"]
     source = _source(data)
@@ -202,8 +219,8 @@ def look_at(cases: Sequence[Case]) -> tuple[Facts, ...]:
     return tuple(found)
 
 
-def find_data(data: Path, folder: str) -> tuple[Path, Dataset]:
-    """The data set in ``data``, or in the ``folder`` below it that a config names, and its absolute path.
+def find_data(data: Path, folder: str, classes: ClassMap | None = None) -> tuple[Path, Dataset]:
+    """The data set in ``data``, or the ``folder`` or list below it that a config names, and its absolute path.
 
     Raises
     ------
@@ -211,11 +228,9 @@ def find_data(data: Path, folder: str) -> tuple[Path, Dataset]:
         If there is none.
     """
     inner = data / folder
-    if folder and inner.is_dir() and not (data / "images").is_dir():
+    if folder and inner.exists() and not (data / "images").is_dir():
         data = inner
-    dataset = describe(data)
-    data = data.expanduser().resolve()
-    return data if data.is_dir() else data.parent, dataset
+    return place_of(data), describe(data, classes)
 
 
 def is_main() -> bool:
@@ -313,6 +328,8 @@ def _sides(dataset: Dataset, source: DataSource, file: Path | None) -> Split:
     elif source.folds is not None:
         sides = folds(dataset.cases, source.folds, source.fold, test=source.test, pattern=source.patients)
         how = f"folds = {source.folds}"
+    elif given_split(dataset.cases) is not None:
+        sides, how = source.split(dataset.cases), "the split of their list"
     else:
         sides = split(dataset.cases, validation=source.validation, test=source.test, pattern=source.patients)
         how = f"validation = {source.validation}"
@@ -322,6 +339,17 @@ def _sides(dataset: Dataset, source: DataSource, file: Path | None) -> Split:
             f"{len(sides.validation)} to validate; add cases or change the share for validation."
         )
     return sides
+
+
+def _check_given(request: RunRequest, dataset: Dataset) -> None:
+    """Refuse shares for cases whose list says which side each is on."""
+    if request.split is None and given_split(dataset.cases) is not None:
+        for option, value in (("validation", request.validation), ("test", request.test), ("folds", request.folds)):
+            if value is not None:
+                raise CeaseError(
+                    f"the list {dataset.name} says which side each case is on; leave out --{option}, "
+                    "or its column split."
+                )
 
 
 def _check_fold(request: RunRequest, source: DataSource) -> None:

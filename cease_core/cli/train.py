@@ -164,13 +164,13 @@ def _resumed(request: RunRequest, out: Path) -> Recipe:
     if request.data is None:
         content = read_json(out / DATA)
         folder = Path(str(content.get("folder", "") if isinstance(content, dict) else ""))
-        if not folder.is_dir():
+        if not folder.exists():
             raise CeaseError(f"the data of the run in {out} are no longer in {folder}; say with --data where they are.")
         request = replace(request, data=folder)
     if request.describes:
         _check_same(config, resolve(request).config, out)
     assert request.data is not None
-    folder, dataset = find_data(request.data, config.data.folder)
+    folder, dataset = find_data(request.data, config.data.folder, config.data.map)
     return Recipe(read_raw(kept), config, folder, dataset, read_split(out / SPLIT, dataset.cases))
 
 
@@ -219,6 +219,8 @@ def _report(finished: Finished, recipe: Recipe) -> str:
     command = ["cease", "attack", case.image, "--labels", case.labels, "--model", out, "--out", out / "attack"]
     if case.further:
         command = ["cease", "attack", "SCAN", "--model", out, "--out", out / "attack"]
+    elif case.classes is not None:
+        command += ["--classes", case.classes]
     lines.append(f"Attack it: {shlex.join(str(word) for word in command)}")
     return "\n".join(lines)
 

@@ -2,7 +2,8 @@
 
 from cease_core.models.architectures import ARCHITECTURES, build
 from cease_core.models.card import ClassInfo, Mode, ModelCard, WindowRule
-from cease_core.models.checkpoint import load_model, save_model
+from cease_core.models.checkpoint import load_model, open_model, save_model
+from cease_core.models.foreign.model import ForeignModel
 from cease_core.models.library import available_models, find_model
 from cease_core.models.prepare import best_device, prepare
 from cease_core.models.segmenter import SegmentationModel, Segmenter, predict_labels
@@ -11,6 +12,7 @@ from cease_core.models.windowed import Windowed
 __all__ = [
     "ARCHITECTURES",
     "ClassInfo",
+    "ForeignModel",
     "Mode",
     "ModelCard",
     "SegmentationModel",
@@ -22,6 +24,7 @@ __all__ = [
     "build",
     "find_model",
     "load_model",
+    "open_model",
     "predict_labels",
     "prepare",
     "save_model",

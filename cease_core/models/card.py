@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cease_core.errors import CeaseError
+from cease_core.models.foreign.spec import Foreign
 from cease_core.scan import Scan, Window, percentile_window
 
 Mode = Literal["binary", "multiclass", "multilabel"]
@@ -53,7 +53,8 @@ class WindowRule(_Frozen):
         CeaseError
             If the scan is constant, so that no window exists.
         """
-        if np.ptp(scan.image) == 0:
+        lowest, highest = scan.extremes
+        if lowest == highest:
             raise CeaseError(f"{scan.name}: every voxel has the same value; open an image that shows something.")
         if self.kind == "fixed":
             return Window(self.low, self.high)
@@ -89,6 +90,8 @@ class ModelCard(_Frozen):
         The network works on images averaged over blocks of this edge; logits are interpolated back.
     spacing
         Voxel size the model was trained at, along the array axes, if that matters.
+    foreign
+        How a network that was made elsewhere wants to be asked; None for one of ``ARCHITECTURES``.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -109,6 +112,7 @@ class ModelCard(_Frozen):
     metrics: dict[str, float] = Field(default_factory=dict)
     licence: str = "unknown"
     notes: str = ""
+    foreign: Foreign | None = None
 
     @property
     def outputs(self) -> int:
@@ -122,7 +126,16 @@ class ModelCard(_Frozen):
             raise ValueError("classes: ids must be 1, 2, … in order (0 is the background)")
         if self.mode == "binary" and len(ids) != 1:
             raise ValueError("classes: a binary model has exactly one")
+        if self.foreign is not None:
+            _check_axes(self.foreign, self.ndim)
         return self
+
+
+def _check_axes(foreign: Foreign, ndim: int) -> None:
+    for name in ("spacing", "size", "window"):
+        given = len(getattr(foreign, name))
+        if given not in (0, ndim):
+            raise ValueError(f"foreign: {name}: {given} values for {ndim} axes")
 
 
 def same_classes(one: ModelCard, other: ModelCard) -> bool:

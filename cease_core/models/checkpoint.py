@@ -2,6 +2,8 @@
 
 A model that was trained with more than its segmentation head may have ``heads.safetensors`` beside them: what was
 dropped after the training, for attacks alone. Nothing that uses the model reads it.
+
+A network that was made elsewhere and comes as a program has that in place of the weights.
 """
 
 from __future__ import annotations
@@ -16,10 +18,15 @@ from pathlib import Path
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from cease_core.errors import CeaseError
+from cease_core.errors import CeaseError, one_line
 from cease_core.models.card import ModelCard
+from cease_core.models.foreign.classes import build_network
+from cease_core.models.foreign.model import ForeignModel
+from cease_core.models.foreign.programs import open_program
+from cease_core.models.foreign.registered import registered_model
+from cease_core.models.foreign.spec import PROGRAMS
 from cease_core.models.segmenter import SegmentationModel
 
 WEIGHTS, CARD, HEADS = "model.safetensors", "card.json", "heads.safetensors"
@@ -78,6 +85,9 @@ def load_card(folder: str | Path) -> ModelCard:
     CeaseError
         If it is missing or not a card.
     """
+    known = registered_model(folder)
+    if known is not None:
+        return known.card
     path = Path(folder) / CARD
     try:
         return ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
@@ -92,11 +102,43 @@ def load_card(folder: str | Path) -> ModelCard:
         where = ".".join(str(p) for p in first["loc"]) or "card"
         raise CeaseError(f"{path} is not a valid model card ({where}: {first['msg']}); correct that entry.") from error
     except ValueError as error:
-        raise CeaseError(f"{path} is not valid JSON ({error}); export the model again.") from error
+        raise CeaseError(f"{path} is not valid JSON ({one_line(error)}); export the model again.") from error
+
+
+def weights_file(folder: str | Path, card: ModelCard) -> Path:
+    """The file that makes a model what it is: its weights, or the program that holds them."""
+    return Path(folder) / PROGRAMS.get(card.foreign.kind if card.foreign else "", WEIGHTS)
+
+
+def open_model(folder: str | Path) -> SegmentationModel | ForeignModel:
+    """Load any model of a library in evaluation mode, wherever it was made.
+
+    Parameters
+    ----------
+    folder
+        A model's folder, or the place that a registered model goes by.
+
+    Raises
+    ------
+    CeaseError
+        As in `load_model`, or if the model is a program that the user has not agreed to run.
+    """
+    folder = Path(folder)
+    known = registered_model(folder)
+    if known is not None:
+        return known
+    card = load_card(folder)
+    if card.foreign is None:
+        return load_model(folder)
+    if card.foreign.kind in PROGRAMS:
+        return ForeignModel(card, open_program(folder, card)).eval()
+    network = build_network(card.foreign.target, card.foreign.args)
+    _fill(network, folder, card.architecture)
+    return ForeignModel(card, network).eval()
 
 
 def load_model(folder: str | Path) -> SegmentationModel:
-    """Load a checkpoint in evaluation mode.
+    """Load a model with one of our architectures in evaluation mode.
 
     Parameters
     ----------
@@ -106,31 +148,40 @@ def load_model(folder: str | Path) -> SegmentationModel:
     Raises
     ------
     CeaseError
-        If a file is missing or damaged, or tensors do not fit the card's architecture.
+        If a file is missing or damaged, tensors do not fit the card's architecture, or the network was made
+        elsewhere.
     """
     folder = Path(folder)
     card = load_card(folder)
+    if card.foreign is not None:
+        raise CeaseError(
+            f"{card.title} was made elsewhere, so it can be attacked and audited but not trained on; choose a model "
+            "with one of the architectures of this program."
+        )
+    model = SegmentationModel(card)
+    _fill(model.backbone, folder, card.architecture)
+    return model.eval()
+
+
+def _fill(network: nn.Module, folder: Path, architecture: str) -> None:
+    """Give a network the weights in a folder."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise CeaseError(f"{folder} holds no {WEIGHTS}; copy the whole model folder, not the card alone.")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CeaseError(f"{path} is damaged ({error}); copy or download the model again.") from error
-    model = SegmentationModel(card)
-    expected = model.backbone.state_dict()
+        raise CeaseError(f"{path} is damaged ({one_line(error)}); copy or download the model again.") from error
+    expected = network.state_dict()
     for name, tensor in expected.items():
         if name not in tensors:
-            raise CeaseError(
-                f"{path} lacks the tensor {name!r} that {card.architecture} needs; export the model again."
-            )
+            raise CeaseError(f"{path} lacks the tensor {name!r} that {architecture} needs; export the model again.")
         if tensors[name].shape != tensor.shape:
             raise CeaseError(
                 f"{path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, but the card's "
-                f"{card.architecture} needs {tuple(tensor.shape)}; the card and the weights belong to different models."
+                f"{architecture} needs {tuple(tensor.shape)}; the card and the weights belong to different models."
             )
-    model.backbone.load_state_dict({k: tensors[k] for k in expected})
-    return model.eval()
+    network.load_state_dict({k: tensors[k] for k in expected})
 
 
 def read_heads(folder: str | Path) -> dict[str, Tensor] | None:
@@ -149,7 +200,9 @@ def read_heads(folder: str | Path) -> dict[str, Tensor] | None:
             owner = (file.metadata() or {}).get(_OWNER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CeaseError(f"{path} is damaged ({error}); copy the whole model folder again, or delete it.") from error
+        raise CeaseError(
+            f"{path} is damaged ({one_line(error)}); copy the whole model folder again, or delete it."
+        ) from error
     try:
         weights = (Path(folder) / WEIGHTS).read_bytes()
     except OSError as error:

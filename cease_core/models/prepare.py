@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Literal
+from typing import Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cease_core.errors import CeaseError
+from cease_core.models.foreign.model import ForeignModel
+from cease_core.models.foreign.spec import PROGRAMS
 from cease_core.models.graphed import Graphed
 from cease_core.models.reduced import Reduced
 from cease_core.models.segmenter import SegmentationModel
@@ -36,13 +38,33 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+@overload
 def prepare(
     model: SegmentationModel,
     device: torch.device | str = "cpu",
     *,
     precision: Precision = "float32",
     graphs: bool = False,
-) -> SegmentationModel:
+) -> SegmentationModel: ...
+@overload
+def prepare(
+    model: ForeignModel, device: torch.device | str = "cpu", *, precision: Precision = "float32", graphs: bool = False
+) -> ForeignModel: ...
+@overload
+def prepare(
+    model: SegmentationModel | ForeignModel,
+    device: torch.device | str = "cpu",
+    *,
+    precision: Precision = "float32",
+    graphs: bool = False,
+) -> SegmentationModel | ForeignModel: ...
+def prepare(
+    model: SegmentationModel | ForeignModel,
+    device: torch.device | str = "cpu",
+    *,
+    precision: Precision = "float32",
+    graphs: bool = False,
+) -> SegmentationModel | ForeignModel:
     """Return a frozen, faster copy of ``model`` with the same logits and input gradients.
 
     Batch norms that directly follow a convolution are folded into it, PReLUs with one slope become leaky ReLUs,
@@ -52,7 +74,7 @@ def prepare(
     Parameters
     ----------
     model
-        Left as it is.
+        Left as it is. One that was made elsewhere is simplified in the same way, unless it is a program.
     device
         Where the copy shall run.
     precision
@@ -64,15 +86,22 @@ def prepare(
     Raises
     ------
     CeaseError
-        If the precision is unknown.
+        If the precision is unknown, or not for models that were made elsewhere.
     """
     if precision not in ("float32", "bfloat16"):
         raise CeaseError(f"unknown precision {precision!r}; choose float32 or bfloat16.")
     device = torch.device(device)
+    if isinstance(model, ForeignModel):
+        if precision != "float32":
+            raise CeaseError(f"{model.card.title} was made elsewhere and is attacked in float32 only; choose that.")
+        return _foreign(model, device)
     plain = copy.deepcopy(model).eval().requires_grad_(False)
     simple = copy.deepcopy(plain)
     simplify(simple, cpu=device.type == "cpu")
-    if not _same(plain, simple):
+    edge = plain.minimum
+    # As small as norms over few values allow: an architecture that halves five times takes long for a volume.
+    shape = (2 * edge, 2 * edge) if model.card.ndim == 2 else (2 * edge, edge, edge - 1)
+    if not _same(plain, simple, (model.card.channels, *shape)):
         log.warning("%s: simplifying it changed its answer; it runs unsimplified", model.card.name)
         simple = plain
     layout = torch.channels_last if model.card.ndim == 2 else torch.channels_last_3d
@@ -84,13 +113,24 @@ def prepare(
     return prepared
 
 
-def _same(a: SegmentationModel, b: SegmentationModel) -> bool:
-    edge = a.minimum
-    # As small as norms over few values allow: an architecture that halves five times takes long for a volume.
-    shape = (2 * edge, 2 * edge) if a.card.ndim == 2 else (2 * edge, edge, edge - 1)
+def _foreign(model: ForeignModel, device: torch.device) -> ForeignModel:
+    if model.foreign.kind in PROGRAMS:
+        # Nothing in a program can be exchanged, and not every one can be copied.
+        return model.to(device).requires_grad_(False)
+    plain = copy.deepcopy(model).eval().requires_grad_(False)
+    simple = copy.deepcopy(plain)
+    simplify(simple, cpu=device.type == "cpu")
+    edge = 2 * max(plain.foreign.divisor, 16)
+    shape = plain.foreign.window if plain.foreign.fixed else (edge,) * model.card.ndim
+    # The network alone: around it stand only windows and what no simplification touches.
+    alike = _same(plain.asked, simple.asked, (model.card.channels, *shape))
+    return (simple if alike else plain).to(device)
+
+
+def _same(a: nn.Module, b: nn.Module, shape: tuple[int, ...]) -> bool:
     generator = torch.Generator().manual_seed(0)
-    probe = torch.rand(1, a.card.channels, *shape, generator=generator)
-    probe = probe.to(next(a.parameters()).device)
+    probe = torch.rand(1, *shape, generator=generator)
+    probe = probe.to(next(a.parameters(), probe).device)
     first, slope = _answer(a, probe)
     try:
         second, other = _answer(b, probe)
@@ -102,7 +142,7 @@ def _same(a: SegmentationModel, b: SegmentationModel) -> bool:
     return bool(alike and (slope - other).norm() <= GRADIENT_TOLERANCE * slope.norm())
 
 
-def _answer(model: SegmentationModel, probe: Tensor) -> tuple[Tensor, Tensor]:
+def _answer(model: nn.Module, probe: Tensor) -> tuple[Tensor, Tensor]:
     images = probe.clone().requires_grad_()
     with torch.enable_grad():
         logits = model(images)

@@ -27,7 +27,13 @@ from cease_core.errors import CeaseError, first_fault
 from cease_core.io.files import reading, write_atomically, write_reason, write_text
 from cease_core.models.architectures import build
 from cease_core.models.card import ModelCard
-from cease_core.models.checkpoint import CARD, WEIGHTS, load_card, load_model
+from cease_core.models.checkpoint import CARD, WEIGHTS, load_card, load_model, open_model, weights_file
+from cease_core.models.foreign.drafts import Consent, refuse
+from cease_core.models.foreign.model import ForeignModel
+from cease_core.models.foreign.programs import WHY
+from cease_core.models.foreign.spec import PROGRAMS
+from cease_core.models.foreign.trial import try_model
+from cease_core.models.foreign.trust import ask
 from cease_core.models.library import SHIPPED, available_models, user_library
 
 ROBUSTNESS = "robustness.json"
@@ -35,7 +41,7 @@ TRASH = ".trash"
 KEPT_DAYS = 30
 """How long what was deleted can be taken back."""
 
-LIMITS = {CARD: 16 * 2**20, WEIGHTS: 4 * 2**30, ROBUSTNESS: 2**20}
+LIMITS = {CARD: 16 * 2**20, ROBUSTNESS: 2**20, **dict.fromkeys((WEIGHTS, *PROGRAMS.values()), 4 * 2**30)}
 """Bytes that an imported file may have."""
 
 TRIAL_VALUES = 2**26
@@ -187,15 +193,17 @@ def entry(tree: Any, *path: str) -> Any:
 # --- import -------------------------------------------------------------------------------------------------------
 
 
-def import_model(source: Path, *, name: str | None = None) -> Path:
-    """Copy a model into the user's library, once it has shown that it works.
+def import_model(source: Path, *, name: str | None = None, consent: Consent = refuse) -> Path:
+    """Copy a model of this program into the user's library, once it has shown that it works.
 
     Parameters
     ----------
     source
-        A folder with ``model.safetensors`` and ``card.json``, one of these two files, or a zip of the folder.
+        A folder with ``card.json`` and the weights, one of these files, or a zip of the folder.
     name
         Another name than the card's.
+    consent
+        Asks the user before a program is opened; by default nobody agrees.
 
     Returns
     -------
@@ -209,18 +217,46 @@ def import_model(source: Path, *, name: str | None = None) -> Path:
     CeaseError
         If it is no model, is damaged or too large, or cannot be written; the library is then as it was.
     """
-    library, source = user_library(), import_source(source)
+    source = import_source(source)
+
+    def fill(stage: Path) -> ModelCard:
+        (_unpack if source.is_file() else _copy_folder)(source, stage)
+        with _said_of(stage, source):
+            card = _named(_read_card(stage), name)
+            load_robustness(stage)
+            if card.foreign is not None and card.foreign.kind in PROGRAMS and weights_file(stage, card).is_file():
+                ask(weights_file(stage, card), WHY[card.foreign.kind], consent)
+            try_stored(stage, card)
+        write_card(stage, card)
+        return card
+
+    return take_in(source, fill)
+
+
+def take_in(source: Path, fill: Callable[[Path], ModelCard]) -> Path:
+    """Put a model into the user's library in one piece.
+
+    Parameters
+    ----------
+    source
+        What the user chose, for the sentence if that fails.
+    fill
+        Writes the model into the empty folder that it is given, makes sure that it works, and returns its card.
+
+    Raises
+    ------
+    NameTakenError
+        If there is a model of that name.
+    CeaseError
+        What ``fill`` raises, or that it cannot be written; the library is then as it was.
+    """
+    library = user_library()
     with _writing(f"{source.name} was not imported"):
         library.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library, prefix=".import-", ignore_cleanup_errors=True) as scratch:
             stage = Path(scratch) / "model"
             stage.mkdir()
-            (_unpack if source.is_file() else _copy_folder)(source, stage)
-            with _said_of(stage, source):
-                card = _named(_read_card(stage), name)
-                load_robustness(stage)
-                _try(stage, card)
-            _write_card(stage, card)
+            card = fill(stage)
             return _shelve(stage, library / card.name)
 
 
@@ -292,10 +328,10 @@ def _check_member(source: Path, member: zipfile.ZipInfo) -> None:
 
 
 def _check_complete(source: Path, present: list[str]) -> None:
-    for name in (CARD, WEIGHTS):
-        if name not in present:
+    for names in ((CARD,), (WEIGHTS, *PROGRAMS.values())):
+        if not any(name in present for name in names):
             raise CeaseError(
-                f"{source.name} holds no {name}; a model is a folder, or a zip of one, with {WEIGHTS} and {CARD}."
+                f"{source.name} holds no {names[0]}; a model is a folder, or a zip of one, with {WEIGHTS} and {CARD}."
             )
 
 
@@ -327,8 +363,22 @@ def _read_card(stage: Path) -> ModelCard:
         return load_card(stage)
 
 
-def _try(stage: Path, card: ModelCard) -> None:
-    """Run the model and its gradient once, after making sure that it is no larger than its file."""
+def try_stored(stage: Path, card: ModelCard) -> None:
+    """Run a stored model and its gradient once, after making sure that it is no larger than its file.
+
+    Raises
+    ------
+    CeaseError
+        If it does not work, or is a program that the user has not agreed to run.
+    """
+    weights = weights_file(stage, card)
+    if not weights.is_file():
+        raise CeaseError(f"{stage} holds no {weights.name}; copy the whole model folder, not the card alone.")
+    if card.foreign is not None:
+        model = open_model(stage)
+        assert isinstance(model, ForeignModel)
+        try_model(model)
+        return
     if _tensor_values(card) > (stage / WEIGHTS).stat().st_size:
         raise CeaseError(
             f"{stage / WEIGHTS} holds less than the card's {card.architecture} needs; the file is cut short, "
@@ -422,7 +472,8 @@ def _free(name: str, taken: set[str]) -> str:
     return next(n for i in range(2, len(taken) + 3) if (n := f"{name}-{i}").casefold() not in taken)
 
 
-def _write_card(folder: Path, card: ModelCard) -> None:
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write a model's card; `CeaseError` if that fails."""
     write_text(folder / CARD, card.model_dump_json(indent=1) + "\n")
 
 
@@ -456,20 +507,21 @@ def export_model(folder: Path, target: Path) -> Path:
         If the model is incomplete, or the file cannot be written.
     """
     card = load_card(folder)
-    if not (folder / WEIGHTS).is_file():
-        raise CeaseError(f"{folder} holds no {WEIGHTS}, so there is nothing to export; import or train it again.")
+    weights = weights_file(folder, card).name
+    if not (folder / weights).is_file():
+        raise CeaseError(f"{folder} holds no {weights}, so there is nothing to export; import or train it again.")
     target = target if target.suffix.lower() == ".zip" else target.with_name(f"{target.name}.zip")
 
     def write(part: Path) -> None:
         with zipfile.ZipFile(part, "w") as archive:
-            for name in LIMITS:
+            for name in (CARD, weights, ROBUSTNESS):
                 path = folder / name
                 if not path.is_file():
                     continue
                 member = zipfile.ZipInfo(f"{card.name}/{name}", _EPOCH)
                 member.external_attr = (stat.S_IFREG | 0o644) << 16
                 # Weights hardly shrink, and take long to.
-                member.compress_type = zipfile.ZIP_STORED if name == WEIGHTS else zipfile.ZIP_DEFLATED
+                member.compress_type = zipfile.ZIP_STORED if name == weights else zipfile.ZIP_DEFLATED
                 member.file_size = path.stat().st_size  # known beforehand, so that large files get large headers
                 with path.open("rb") as source, archive.open(member, "w") as out:
                     shutil.copyfileobj(source, out, _CHUNK)
@@ -499,7 +551,7 @@ def rename_model(folder: Path, title: str) -> None:
     if title.casefold() in others:
         raise NameTakenError(title, next(t for i in range(2, len(others) + 3) if (t := f"{title} {i}") not in others))
     with _writing(f"{card.title} was not renamed"):
-        _write_card(folder, _changed(card, title=title))
+        write_card(folder, _changed(card, title=title))
 
 
 @dataclass(frozen=True)

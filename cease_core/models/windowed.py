@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from monai.data.utils import dense_patch_slices
@@ -21,9 +21,12 @@ from cease_core.models.memory import BatchSize, in_batches
 from cease_core.models.segmenter import NO_GRADIENT, Segmenter
 
 Slices = tuple[slice, ...]
+Blend = Literal["gaussian", "floored", "constant"]
 
 # Deviation of a window's Gaussian weight, as a share of its edge.
 SIGMA = 0.125
+# Least weight of MONAI's windows (`monai.data.utils.compute_importance_map`).
+FLOOR = 1e-3
 
 
 class Windowed:
@@ -35,23 +38,29 @@ class Windowed:
         Called on windows: a 3-D model, or a 2-D one (then the first window edge must be 1 and windows
         reach it as images).
     window
-        Edge of the windows in voxels, along (slices, rows, columns); clipped to the volume.
+        Edge of the windows in voxels, along (slices, rows, columns) or, for large images, (rows, columns); clipped to
+        the volume.
     overlap
         Share of a window that the next one covers again, in [0, 1).
     batch
         Windows per forward pass; halved, for good, where they do not fit into memory.
     planar
         Whether ``model`` is a 2-D model.
+    blend
+        What a voxel's weight in a window is: ``"gaussian"``, less towards the window's faces; ``"floored"``, the same
+        but nowhere below `FLOOR`, which is MONAI's ``gaussian`` and takes memory for one more channel of the volume;
+        or ``"constant"``.
     """
 
     def __init__(
         self,
         model: Segmenter,
-        window: tuple[int, int, int],
+        window: tuple[int, ...],
         *,
         overlap: float = 0.5,
         batch: int = 4,
         planar: bool = False,
+        blend: Blend = "gaussian",
     ) -> None:
         if planar and window[0] != 1:
             raise ValueError("a 2-D model sees one slice at a time: the first window edge must be 1")
@@ -61,6 +70,7 @@ class Windowed:
         self.overlap = overlap
         self.batch = BatchSize(batch)
         self.planar = planar
+        self.blend: Blend = blend
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, K, *spatial) for volumes (N, C, *spatial)."""
@@ -73,17 +83,19 @@ class Windowed:
         exact = getattr(self.model, "exact", None)
         if exact is None:
             return None
-        return Windowed(exact, self.window, overlap=self.overlap, batch=self.batch.size, planar=self.planar)
+        return Windowed(
+            exact, self.window, overlap=self.overlap, batch=self.batch.size, planar=self.planar, blend=self.blend
+        )
 
     def plan(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], list[Slices]]:
         """The window actually used on a volume of ``shape``, and where its copies lie."""
         window = tuple(min(w, s) for w, s in zip(self.window, shape, strict=True))
-        step = tuple(max(1, round(w * (1 - self.overlap))) for w in window)
+        step = tuple(max(1, int(w * (1 - self.overlap))) for w in window)
         return window, list(dense_patch_slices(shape, window, step))
 
     def profile(self, edge: int) -> Tensor:
         """Weights (edge,) along one axis of a window; a voxel's weight is the product of its three."""
-        if self.overlap == 0 or self.planar:
+        if self.overlap == 0 or self.planar or self.blend == "constant":
             return torch.ones(edge)
         position = torch.arange(edge) - (edge - 1) / 2
         return torch.exp(-0.5 * (position / (SIGMA * edge)).square())
@@ -92,6 +104,8 @@ class Windowed:
         """Every window of every volume."""
         shape = tuple(images.shape[2:])
         window, places = self.plan(shape)
+        if self.blend == "floored" and not self.planar and self.overlap > 0:
+            return self._floored_jobs(images, window, places)
         # Windows lie on a grid and weights are products, so each axis adds up to one by itself:
         # neither the weights nor their sum are ever as large as a volume.
         scaled = []
@@ -103,6 +117,20 @@ class Windowed:
             scaled.append({start: (profile / total[start:stop]).to(images) for start, stop in spans})
         return [
             _Job((n, slice(None), *place), tuple(s[p.start] for s, p in zip(scaled, place, strict=True)))
+            for n, place in product(range(images.shape[0]), places)
+        ]
+
+    def _floored_jobs(self, images: Tensor, window: tuple[int, ...], places: list[Slices]) -> list[_Job]:
+        kernel = torch.ones(())
+        for edge in window:
+            kernel = kernel.unsqueeze(-1) * self.profile(edge)
+        kernel = kernel.clamp_min(max(float(kernel.min()), FLOOR)).to(images)
+        # No product of axes any more, so their sum is as large as a volume.
+        total = images.new_zeros(images.shape[2:])
+        for place in places:
+            total[place] += kernel
+        return [
+            _Job((n, slice(None), *place), (), kernel, total[place])
             for n, place in product(range(images.shape[0]), places)
         ]
 
@@ -119,13 +147,17 @@ class Windowed:
 
 @dataclass(frozen=True)
 class _Job:
-    """One window: where it lies, and its weights along each axis."""
+    """One window: where it lies, and its weights, along each axis or as a share of what all windows weigh there."""
 
     at: tuple[Any, ...]
     profiles: tuple[Tensor, ...]
+    kernel: Tensor | None = None
+    total: Tensor | None = None
 
     def weigh(self, values: Tensor) -> None:
         """Multiply values (channels, *window) in place."""
+        if self.kernel is not None and self.total is not None:
+            values *= self.kernel / self.total
         for axis, profile in enumerate(self.profiles):
             values *= profile.view(-1, *(1,) * (len(self.profiles) - 1 - axis))
 

@@ -42,6 +42,14 @@ def test_a_model_is_found_by_its_cards_name(library: Path, make_model) -> None:
     assert find_model("okapi") == library / "folder"
 
 
+def test_a_folder_without_a_model_does_not_stand_in_a_names_way(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bundles" / "zebra").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "bundles")
+    assert find_model("zebra") == library / "zebra"
+
+
 def test_unknown_names_come_with_those_that_exist(library: Path) -> None:
     with pytest.raises(CeaseError, match=r"no model called 'okapi'; .*antelope, zebra"):
         find_model("okapi")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
 from cease_core.errors import CeaseError
 from cease_core.models import SegmentationModel, Segmenter, Windowed, prepare
+from cease_core.models.windowed import Blend
 
 
 def blend_with_the_whole_graph(windowed: Windowed, images: Tensor) -> Tensor:
@@ -71,6 +73,17 @@ def test_logits_and_gradient_are_those_of_the_whole_graph(
     assert (gradients[0] != 0).all()
     assert error(*gradients) <= 1e-5
     assert error(border(gradients[0]), border(gradients[1])) <= 1e-5
+
+
+@pytest.mark.parametrize(("blend", "theirs"), [("constant", "constant"), ("floored", "gaussian")])
+def test_windows_of_monai(make_model, blend: Blend, theirs: str) -> None:
+    model = make_model(ndim=3)
+    images = torch.rand(2, 1, 20, 26, 17, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ours = Windowed(model, (16, 12, 8), overlap=0.25, batch=3, blend=blend)(images)
+    exact = sliding_window_inference(images, (16, 12, 8), 3, model, overlap=0.25, mode=theirs)
+    assert (ours - exact).abs().max() <= 1e-5
+    slopes = [torch.autograd.grad(logits.square().sum(), images)[0] for logits in (ours, exact)]
+    assert error(*slopes) <= 1e-5
 
 
 def test_every_voxel_is_covered_to_the_last_border() -> None:
