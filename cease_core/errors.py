@@ -40,7 +40,7 @@ def first_fault(error: ValidationError, whole: str) -> str:
         What the place is called where it is not a single entry.
     """
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or whole
+    where = one_line(".".join(str(part) for part in first["loc"])) if first["loc"] else whole
     if first["type"] == "extra_forbidden":
         return f"{where}: there is no such entry"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cease_core.attacks.losses import Loss, foreground
 from cease_core.models.card import Mode
+from cease_core.models.segmenter import likeliest
 
 
 def decide(logits: Tensor, mode: Mode) -> Tensor:
@@ -20,7 +21,7 @@ def decide(logits: Tensor, mode: Mode) -> Tensor:
         return torch.cat((~second, second), dim=1)
     if mode == "multiclass":
         ids = torch.arange(logits.shape[1], device=logits.device).view(1, -1, *(1,) * (logits.ndim - 2))
-        return logits.argmax(dim=1, keepdim=True) == ids
+        return likeliest(logits) == ids
     return logits > 0
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cease_core.data.cases import Case
 from cease_core.data.classmap import LARGEST, ClassMap, listed
 from cease_core.data.findings import Finding
-from cease_core.errors import CeaseError, first_fault
+from cease_core.errors import CeaseError, first_fault, one_line
 
 MANIFEST = "dataset.json"
 
@@ -161,7 +161,8 @@ def inside(folder: Path, entry: str) -> Path:
     place = Path(os.path.normpath(entry))
     if place.is_absolute() or ".." in place.parts:
         raise CeaseError(
-            f"{folder / MANIFEST} lists {entry!r}, which lies outside its folder; list files within the folder only."
+            f"{folder / MANIFEST} lists {one_line(entry)}, which lies outside its folder; list files within the folder "
+            "only."
         )
     return folder / place
 

@@ -99,9 +99,9 @@ def load_card(folder: str | Path) -> ModelCard:
         raise CeaseError(f"cannot read {path}: {error.strerror}; check the folder's permissions.") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "card"
+        where = one_line(".".join(str(p) for p in first["loc"])) if first["loc"] else "card"
         raise CeaseError(f"{path} is not a valid model card ({where}: {first['msg']}); correct that entry.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CeaseError(f"{path} is not valid JSON ({one_line(error)}); export the model again.") from error
 
 

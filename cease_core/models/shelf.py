@@ -21,9 +21,10 @@ from typing import IO, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticSerializationError
 from torch.overrides import TorchFunctionMode
 
-from cease_core.errors import CeaseError, first_fault
+from cease_core.errors import CeaseError, first_fault, one_line
 from cease_core.io.files import reading, write_atomically, write_reason, write_text
 from cease_core.models.architectures import build
 from cease_core.models.card import ModelCard
@@ -474,7 +475,11 @@ def _free(name: str, taken: set[str]) -> str:
 
 def write_card(folder: Path, card: ModelCard) -> None:
     """Write a model's card; `CeaseError` if that fails."""
-    write_text(folder / CARD, card.model_dump_json(indent=1) + "\n")
+    try:
+        text = card.model_dump_json(indent=1)
+    except PydanticSerializationError as error:  # such as hundreds of lists within each other
+        raise CeaseError(f"{card.name}: its card cannot be written ({one_line(error)}); correct it.") from error
+    write_text(folder / CARD, text + "\n")
 
 
 def _shelve(stage: Path, place: Path) -> Path:

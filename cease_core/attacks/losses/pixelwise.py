@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cease_core.attacks.losses.channels import foreground
 from cease_core.models.card import Mode
+from cease_core.models.segmenter import likeliest
 
 _FOCUS = 2.0
 
@@ -37,7 +38,7 @@ def surprise(logits: Tensor, target: Tensor, mode: Mode) -> Tensor:
 def right(logits: Tensor, target: Tensor, mode: Mode) -> Tensor:
     """Whether each decision, bool, agrees with the target."""
     if mode == "multiclass":
-        return logits.argmax(dim=1, keepdim=True) == target.argmax(dim=1, keepdim=True)
+        return likeliest(logits) == likeliest(target)
     return (logits > 0) == (target > 0.5)
 
 

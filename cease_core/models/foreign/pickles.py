@@ -181,13 +181,15 @@ def check_sums(path: Path, archive: zipfile.ZipFile) -> None:
         raise CeaseError(f"{path.name} is damaged: its entry {damaged!r} has another checksum; copy it again.")
 
 
-def check_storages(path: Path, archive: zipfile.ZipFile, pickle: str) -> None:
+def check_storages(path: Path, archive: zipfile.ZipFile, pickle: str, what: str = "a file of weights") -> None:
     """Refuse a pickle whose tensors claim more bytes than lie beside it: torch believes it, and reads beyond them.
 
     Parameters
     ----------
     pickle
         Name of the entry, such as ``net/data.pkl``, whose tensors lie in ``net/data/``.
+    what
+        The file is, for the sentence.
 
     Raises
     ------
@@ -195,7 +197,7 @@ def check_storages(path: Path, archive: zipfile.ZipFile, pickle: str) -> None:
         The sentence names the entry of the tensor.
     """
     sizes = {member.filename: member.file_size for member in archive.infolist()}
-    with reading(path, "a file of torch"):
+    with reading(path, what):
         claims = list(_claims(archive.read(pickle)))
     for key, claimed in claims:
         place = f"{pickle.removesuffix('.pkl')}/{key}"
@@ -206,7 +208,7 @@ def check_storages(path: Path, archive: zipfile.ZipFile, pickle: str) -> None:
 def _claims(pickle: bytes) -> Iterator[tuple[str, int]]:
     """Key and bytes of each storage that a pickle refers to, as torch writes it: a tuple of five before BINPERSID."""
     said: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for operation, argument, _ in pickletools.genops(pickle):
         if operation.name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = said[-1] if said else None

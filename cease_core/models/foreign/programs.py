@@ -249,7 +249,7 @@ def _check_file(path: Path) -> None:
         check_sums(path, archive)
         for name in archive.namelist():
             if name.count("/") == 1 and name.endswith(("/data.pkl", "/constants.pkl")):
-                check_storages(path, archive, name)
+                check_storages(path, archive, name, "a program")
 
 
 def _compiled(names: Sequence[str] | set[str]) -> bool:
