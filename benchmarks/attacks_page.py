@@ -43,7 +43,8 @@ erased = PGD(epsilon=8 / 255)(model, images, labels, target=erase(labels), regio
 ε is in fractions of the intensity window: for ℓ∞ the largest change of any value, for ℓ2 the root mean square.
 The command line and the explorer take it in the scan's unit as well. The strongest perturbation met on the way is
 kept case by case, and the model's answer to it is judged in float32. A callback hears every step and can stop the
-attack, which then returns its best so far.
+attack, which then returns its best so far. On scans, the command line and the explorer attack models
+[made elsewhere](bring-your-own.md) like our own.
 """
 
 
