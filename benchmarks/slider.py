@@ -1,12 +1,16 @@
 """How long after a tick of the ε slider the window shows it.
 
-    python benchmarks/slider.py [--scene polyp --scene cardiac] [--models DIR] [--sweeps 3] [--tick 40]
+    python benchmarks/slider.py [--scene polyp --scene cardiac] [--models DIR] [--sweeps 3] [--tick 40] [--training]
 
 Opens the demo's window and drags the slider handle through its range with mouse events, a tick every ``--tick``
 milliseconds. The first sweep starts as soon as the clean masks are drawn, so that previews are needed; the others
 start when every ε is known. A tick counts as shown when the canvas has been composed (``frameSwapped``) with the
 masks of its ε or of a later one. Without a display the benchmark starts itself again under xvfb-run, where OpenGL
 is drawn by the processor. The last line is JSON.
+
+With ``--training`` the same drags are made twice in one window: without a training, and while one that the train dock
+has started, with the defaults of its form on the sample hearts, goes on in its process. The figures of both, and what
+the training adds, go to ``benchmarks/results/slider_training.json``.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +36,9 @@ sys.path.insert(0, str(ROOT))
 
 BEAT = 5
 """Milliseconds between heartbeats of the event loop."""
+HEARTS = ROOT / "sample_data" / "cardiac_mr_sunnybrook"
+TARGET = 200
+"""Milliseconds that the 95th percentile may reach while a training goes on."""
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -238,8 +247,8 @@ class Rig:
         return self.end()
 
 
-def measure(scene: str, models: Path | None, sweeps: int, tick: int) -> dict[str, Any]:
-    """All phases of one scene."""
+def watched() -> Stopwatch:
+    """A stopwatch on what of ours a tick may call."""
     from napari_cease import explorer, layers
     from napari_cease.widgets import curve, explore
 
@@ -252,7 +261,11 @@ def measure(scene: str, models: Path | None, sweeps: int, tick: int) -> dict[str
     ):
         for name in names:
             stopwatch.wrap(owner, name)
-    rig = Rig(scene, models, stopwatch)
+    return stopwatch
+
+
+def drags(rig: Rig, sweeps: int, tick: int) -> list[Sweep]:
+    """There and back as soon as the clean masks are drawn, then as often as wanted with every ε known."""
     top = rig.explorer.session.top
     there_and_back = [*range(1, top + 1), *range(top - 1, 0, -1)]
     rig.wait(lambda: len(rig.explorer.results.opened) == 2)
@@ -260,11 +273,125 @@ def measure(scene: str, models: Path | None, sweeps: int, tick: int) -> dict[str
     results = [rig.drag("first sweep", there_and_back, tick)]
     rig.wait(lambda: rig.explorer.settled)
     rig.pause(500)
-    results += [rig.drag(f"settled {i + 1}", there_and_back, tick) for i in range(sweeps)]
+    return results + [rig.drag(f"settled {i + 1}", there_and_back, tick) for i in range(sweeps)]
+
+
+def measure(scene: str, models: Path | None, sweeps: int, tick: int) -> dict[str, Any]:
+    """All phases of one scene."""
+    rig = Rig(scene, models, watched())
+    results = drags(rig, sweeps, tick)
     rig.pause(300)
     results.append(rig.baseline())
     rig.viewer.close()
     return {sweep.title: sweep.figures() for sweep in results}
+
+
+# --- while a training goes on ---------------------------------------------------------------------------------
+
+
+def measure_training(scene: str, models: Path | None, sweeps: int, tick: int) -> dict[str, Any]:
+    """The drags of one scene without a training and with one, and what that was."""
+    from napari_cease.app import open_other_docks
+
+    rig = Rig(scene, models, watched())
+    open_other_docks(rig.viewer)
+    # Twice, since the first time also compiles shaders and loads libraries.
+    drags(rig, 0, tick)
+    anew(rig)
+    alone = drags(rig, sweeps, tick)
+    dock = next(d for d in rig.viewer.window.dock_widgets.values() if type(d).__name__ == "Train")
+    rig.begin("the training begins")
+    with training(rig, dock) as told:
+        begins = rig.end()
+        anew(rig)
+        before = dock.session.progress
+        began = time.perf_counter()
+        beside = drags(rig, sweeps, tick)
+        took = time.perf_counter() - began
+        if not dock.session.alive:
+            raise SystemExit(f"the training did not last: {dock.session.told}")
+        told["steps_per_s"] = round((dock.session.progress.done - before.done) / took, 2)
+    rig.viewer.close()
+    pooled = {name: pool(found) for name, found in (("alone", alone), ("training", beside))}
+    return {
+        "alone": {sweep.title: sweep.figures() for sweep in alone},
+        "training": {sweep.title: sweep.figures() for sweep in (begins, *beside)},
+        "pooled": pooled,
+        "ratio": {key: round(pooled["training"][key] / pooled["alone"][key], 2) for key in pooled["alone"]},
+        "run": told,
+    }
+
+
+def anew(rig: Rig) -> None:
+    """Let the explorer forget what it knows: another random start, and ε back at 0."""
+    session = rig.explorer.session
+    rig.wait(lambda: rig.explorer.settled)
+    session.level = 0
+    session.tune(seed=session.parameters.get("seed", 0) + 1)
+    rig.wait(lambda: not rig.explorer.settled)
+
+
+def pool(sweeps: list[Sweep]) -> dict[str, float]:
+    """All ticks of some drags together, and the longest stall of any."""
+    shown = [tick for sweep in sweeps for tick in sweep.shown]
+    return {
+        "p50": round(percentile(shown, 0.5), 1),
+        "p95": round(percentile(shown, 0.95), 1),
+        "stall": round(max(sweep.stall for sweep in sweeps), 1),
+    }
+
+
+@contextmanager
+def training(rig: Rig, dock: Any) -> Iterator[dict[str, Any]]:
+    """A real training on the sample hearts under way, from its second epoch on; ended when the block is left."""
+    session = dock.session
+    session.preset, session.folder, session.epochs = "at", HEARTS, 10**6
+    rig.wait(lambda: dock.trainer.present is not None)
+    dock.start.click()
+    try:
+        rig.wait(lambda: len(session.history) > 0 or not session.alive)
+        if not session.alive:
+            raise SystemExit(session.told)
+        config = dock.trainer.present.recipe.config if dock.trainer.present else None
+        process = dock.trainer.run._detached.find()
+        yield {
+            "network": session.architecture,
+            "patch": list(config.patch) if config else None,
+            "batch": config.batch_size if config else None,
+            "threads": dock.trainer.run.job().threads,
+            "nice": process.nice() if process is not None else None,
+        }
+    finally:
+        # Before the window closes, which would ask what becomes of a training.
+        dock.stop.click()
+        rig.wait(lambda: not session.alive)
+
+
+def training_table(found: dict[str, dict[str, Any]]) -> str:
+    """The pooled figures for a reader."""
+    lines = [f"{'':<12}{'':<12}{'p50':>8}{'p95':>8}{'stall':>8}"]
+    for scene, of_scene in found.items():
+        for name, figures in (*of_scene["pooled"].items(), ("ratio", of_scene["ratio"])):
+            lines.append(f"{scene:<12}{name:<12}" + "".join(f"{figures[key]:>8}" for key in ("p50", "p95", "stall")))
+    return "\n".join(lines)
+
+
+def main_training(scenes: list[str], models: Path | None, sweeps: int, tick: int) -> None:
+    """Measure, tell, and keep the figures."""
+    from provenance import write_result
+
+    before = os.getloadavg()[0]
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="cease-slider-") as scratch:
+        os.environ["CEASE_MODELS"] = str(Path(scratch) / "models")
+        for scene in scenes:
+            found[scene] = measure_training(scene, models, sweeps, tick)
+    print(training_table(found))
+    worst = max(of_scene["pooled"]["training"]["p95"] for of_scene in found.values())
+    print(f"p95 while a training goes on: {worst} ms; {'under' if worst < TARGET else 'NOT under'} {TARGET} ms")
+    load = {"before": round(before, 1), "after": round(os.getloadavg()[0], 1)}
+    path = write_result("slider_training", {"target_ms": TARGET, "tick_ms": tick, "load": load, "scenes": found})
+    print(path.relative_to(ROOT))
 
 
 def table(scene: str, phases: dict[str, dict[str, Any]]) -> str:
@@ -284,15 +411,20 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder with the scene's models, by default the shipped ones")
     parser.add_argument("--sweeps", type=int, default=3, help="drags after everything is known")
     parser.add_argument("--tick", type=int, default=40, help="milliseconds between ticks")
+    parser.add_argument("--training", action="store_true", help="the same while a training goes on, and without")
     args = parser.parse_args()
     from napari_cease import app
 
     if not app._has_display():
         command = ["xvfb-run", "-a", "-s", f"-screen 0 {app.SCREEN}", sys.executable, __file__, *sys.argv[1:]]
         raise SystemExit(subprocess.run(command, check=False).returncode)
+    chosen = args.scene or ["polyp", "cardiac"]
+    if args.training:
+        main_training(chosen, args.models, args.sweeps, args.tick)
+        return
     before = os.getloadavg()
     scenes = {}
-    for scene in args.scene or ["polyp", "cardiac"]:
+    for scene in chosen:
         scenes[scene] = measure(scene, args.models, args.sweeps, args.tick)
         print(table(scene, scenes[scene]), end="\n\n", flush=True)
     after = os.getloadavg()

@@ -1,5 +1,7 @@
 """Draw every picture of the README and the guide: ``make screenshots`` (or ``python docs/screenshots.py [PART …]``).
 
+Where ``CEASE_PICTURES`` names a folder, the pictures go there and those of the documentation stay as they are.
+
 Each picture is the whole napari window (or the list of a box), driven as a user would drive it. Parts are the demo
 scenes (``polyp``, ``cardiac``, ``hippocampus``) and the docks (``explorer``, ``train``, ``audit``, ``models``), each
 dock at 1280 × 800 in dark and in light, and at 2560 × 1440. Trainings and audits are real ones on sample scans, in a
@@ -23,7 +25,7 @@ from qtpy.QtCore import QEventLoop, Qt, QTimer
 from qtpy.QtWidgets import QApplication, QDockWidget
 
 ROOT = Path(__file__).parents[1]
-IMAGES = ROOT / "docs" / "images"
+IMAGES = Path(os.environ.get("CEASE_PICTURES") or ROOT / "docs" / "images").absolute()
 HEARTS = ROOT / "sample_data" / "cardiac_mr_sunnybrook"
 SCREEN = "2560x1440x24"
 SMALL, LARGE = (1280, 800), (2560, 1440)
@@ -250,7 +252,7 @@ def draw_report(audit: Path) -> None:
     path = IMAGES / "audit-report.png"
     command = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if command is None:
-        print(f"No Chromium is installed: {path.relative_to(ROOT)} stays as it is.")
+        print(f"No Chromium is installed: {path.name} stays as it is.")
         return
     with tempfile.TemporaryDirectory() as scratch:
         script = ROOT / "benchmarks" / "report_browser.py"
@@ -333,7 +335,7 @@ def keep(drawn: Image.Image, path: Path) -> None:
     drawn.save(path, optimize=True)
     if path.stat().st_size > MOST:
         drawn.quantize(256, method=Image.Quantize.MEDIANCUT).save(path, optimize=True)
-    print(f"{path.relative_to(ROOT)}: {drawn.width} x {drawn.height}, {path.stat().st_size / 1000:.0f} kB", flush=True)
+    print(f"{path.name}: {drawn.width} x {drawn.height}, {path.stat().st_size / 1000:.0f} kB", flush=True)
 
 
 def wait(seconds: float) -> None:
@@ -370,7 +372,7 @@ def main() -> None:
             raise SystemExit(subprocess.run(command, env=os.environ | {INSIDE: "1"}, check=False).returncode)
         if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise SystemExit("There is no display, and no virtual one either; install it: apt-get install xvfb xauth")
-    IMAGES.mkdir(exist_ok=True)
+    IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="cease-pictures-") as scratch:
         # Neither models nor settings of the user are to be seen; napari looks for its own when it is imported.
         os.environ["CEASE_MODELS"] = str(Path(scratch) / "models")

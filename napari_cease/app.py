@@ -69,18 +69,22 @@ def open_scan(
     labels: Annotated[Path | None, typer.Option(help="Reference mask on the scan's grid.")] = None,
     model: Annotated[str | None, typer.Option(help="Undefended model: a name or a folder.")] = None,
     defended: Annotated[str | None, typer.Option(help="Defended model: a name or a folder.")] = None,
+    frame: Annotated[int | None, typer.Option(help="Volume of a time series, counted from 0.")] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Interpolate a tilted or uneven DICOM series onto an even grid.")
+    ] = False,
 ) -> None:
     """Open a scan of your own in the attack explorer."""
     from cease_core.io import read_labels, read_scan
-    from cease_core.models import find_model, load_model
+    from cease_core.models import find_model, open_model
 
     # Everything that can be wrong is found out before a window appears.
-    image = read_scan(scan)
+    image = read_scan(scan, frame=frame, resample=resample)
     mask = None if labels is None else read_labels(labels, like=image)
     folders = [None if name is None else find_model(name) for name in (model, defended)]
     for folder in folders:
         if folder is not None:
-            load_model(folder).check(image)
+            open_model(folder).check(image)
     if not _has_display():
         raise CeaseError("there is no display to open a window on; log in with a desktop, or run it under xvfb-run -a.")
     viewer, explorer = open_window()

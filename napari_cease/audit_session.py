@@ -18,6 +18,7 @@ from psygnal import EventedModel
 from pydantic import ConfigDict, Field
 
 from cease_core.data import find_cases
+from cease_core.data.splits import put_aside
 from cease_core.errors import CeaseError
 from cease_core.evaluation.audit import Settings, Victim, tier
 from cease_core.evaluation.audit.plan import Tier, Trial, trials
@@ -273,7 +274,7 @@ def look(models: Sequence[Path], data: Path, settings: Settings, *, keep_seen: b
     CeaseError
         If the folder has none, or none is left.
     """
-    cases = find_cases(data)
+    cases = put_aside(find_cases(data))
     victims = [_victim(folder, load_card(folder)) for folder in models]
     known = {n for v in victims if v.card.data for n in (*v.card.data.train, *v.card.data.validation)}
     seen = sum(case.name in known for case in cases)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from qtpy.QtCore import QObject, QTimer, Signal
@@ -25,6 +26,7 @@ from napari_cease.audit_session import (
 )
 from napari_cease.jobs.auditing import FACTS, JOURNAL, AuditRun, find_audits
 from napari_cease.jobs.worker import Worker
+from napari_cease.settings import device, preferences
 
 POLL, AGAIN = 250, 20
 """Milliseconds between two looks at an audit's folder: usually, and while there is more to read."""
@@ -118,7 +120,10 @@ class Auditor(QObject):
     def _launch(self) -> None:
         self._starting = False
         try:
+            wanted = preferences().device
             request = self.session.request()
+            if wanted != "auto":
+                request = replace(request, device=str(device()))
             run = AuditRun.create(self.session.place(time.strftime("%Y-%m-%d")), request)
             run.start()
         except CeaseError as error:

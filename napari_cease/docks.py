@@ -24,6 +24,7 @@ from napari_cease.audit_session import ChosenCase
 from napari_cease.choices import suits
 from napari_cease.readers import scan_layers
 from napari_cease.samples import labels_layer
+from napari_cease.settings import place_library
 from napari_cease.units import LEVELS
 from napari_cease.widgets.audit import AuditDock
 from napari_cease.widgets.explore import AttackExplorer
@@ -42,6 +43,7 @@ class Train(TrainDock):
     """Train a model in a process of its own; *Compare* shows it in the explorer."""
 
     def __init__(self, napari_viewer: "napari.viewer.Viewer") -> None:
+        place_library()
         super().__init__(napari_viewer)
         self.compare.connect(self._show_pair)
         self.trained.connect(self._tell_others)
@@ -57,6 +59,7 @@ class Audit(AuditDock):
     """Audit models in a process of its own; a row of its table opens in the explorer."""
 
     def __init__(self, napari_viewer: "napari.viewer.Viewer") -> None:
+        place_library()
         super().__init__(napari_viewer)
         self.case_chosen.connect(self._show_case)
         self.audited.connect(self._tell_others)
@@ -72,6 +75,7 @@ class Models(ModelsDock):
     """The library of models; one that is tried, or dropped on the canvas, goes to the explorer."""
 
     def __init__(self, napari_viewer: "napari.viewer.Viewer") -> None:
+        place_library()
         super().__init__(napari_viewer)
         self.tried.connect(self._show_model)
         self.changed.connect(self._tell_others)
@@ -115,6 +119,8 @@ def refresh(viewer: Any, but: Any = None) -> None:
         elif isinstance(widget, ModelsDock):
             widget.refresh()
         elif isinstance(widget, TrainDock):
+            if not widget.session.alive:
+                widget.session.library = user_library()
             widget.form.refresh_models()
 
 

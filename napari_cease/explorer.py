@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer, Shapes
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from cease_core.attacks.targets import TARGETS
 from cease_core.errors import CeaseError
-from cease_core.models import ModelCard, SegmentationModel, best_device, load_model, prepare
-from cease_core.models.checkpoint import WEIGHTS, load_card
+from cease_core.models import ModelCard, open_model, prepare
+from cease_core.models.checkpoint import load_card, weights_file
+from cease_core.models.segmenter import ScanModel
 from cease_core.scan import Scan, check_labels
 from napari_cease.choices import alike
 from napari_cease.geometry import scan_of_layer
@@ -41,22 +43,26 @@ from napari_cease.layers import TITLES, Panes, edits
 from napari_cease.regions import region_of_layer
 from napari_cease.results import NOTHING, Results, Settings, all_known
 from napari_cease.session import ExplorerSession, Reference, Region
-from napari_cease.units import LEVELS
+from napari_cease.settings import device, preferences
+from napari_cease.units import LEVELS, epsilon_words
 
 KEPT_BYTES = 512 * 2**20
 """Memory for the results of slices and settings that were looked at before; the oldest give way."""
 
 
 @lru_cache(maxsize=8)
-def _prepared(folder: Path, stamp: float) -> SegmentationModel:
+def _prepared(folder: Path, stamp: float, where: torch.device) -> ScanModel:
     del stamp  # part of the key: a model that was trained again is loaded again
-    return prepare(load_model(folder), best_device())
+    return prepare(open_model(folder), where)
 
 
-def _loader(folder: Path) -> Callable[[], SegmentationModel]:
-    weights = folder / WEIGHTS
-    # Missing weights have no time; loading them then says what is wrong.
-    return lambda: _prepared(folder, weights.stat().st_mtime if weights.is_file() else 0.0)
+def _loader(folder: Path, where: torch.device) -> Callable[[], ScanModel]:
+    def load() -> ScanModel:
+        weights = weights_file(folder, load_card(folder))
+        # Missing weights have no time; loading them then says what is wrong.
+        return _prepared(folder, weights.stat().st_mtime if weights.is_file() else 0.0, where)
+
+    return load
 
 
 class Explorer(QObject):
@@ -127,6 +133,7 @@ class Explorer(QObject):
         events.side_by_side.connect(self._on_split)
         events.show_critical.connect(self._on_critical)
         viewer.dims.events.current_step.connect(self._on_step)
+        viewer.canvas.events.size.connect(self._draw_soon)
 
     # --- choosing -------------------------------------------------------------------------------------------
 
@@ -279,6 +286,10 @@ class Explorer(QObject):
         s.level = min(choices.level, s.top)
         self.explore()
         self.restored.emit()
+
+    def hold_view(self) -> None:
+        """Leave the camera where somebody is about to put it."""
+        self._fit.stop()
 
     def _read_region(self) -> None:
         s, layer = self.session, self.region_layer
@@ -524,6 +535,7 @@ class Explorer(QObject):
     def close(self) -> bool:
         """End the thread and remove our layers; returns whether the thread has ended."""
         self.viewer.dims.events.current_step.disconnect(self._on_step)
+        self.viewer.canvas.events.size.disconnect(self._draw_soon)
         for timer in self._timers:
             timer.stop()
         self._watch(None, None)
@@ -536,19 +548,24 @@ class Explorer(QObject):
     def _request(self, epsilons: tuple[float, ...], *, whole: bool) -> Request:
         s = self.session
         assert s.scan is not None
-        folders: dict[Side, Path | None] = {"undefended": s.undefended, "defended": s.defended}
         return Request(
             scan=s.scan,
             labels=s.reference.labels if s.reference else None,
-            models={side: _loader(f) for side, f in folders.items() if f is not None},
+            models=self.loaders(),
             attack=s.make_attack(),
             epsilons=epsilons,
             extent="volume" if whole else "slice",
             index=s.index,
-            device=best_device(),
+            device=device(),
             target=TARGETS[s.target].make if isinstance(s.target, str) else s.target.labels if s.target else None,
             region=s.region.inside if s.region else None,
         )
+
+    def loaders(self) -> dict[Side, Callable[[], ScanModel]]:
+        """What loads each chosen model, for any thread: prepared, on the preferred device, and kept."""
+        where = device()
+        folders: dict[Side, Path | None] = {"undefended": self.session.undefended, "defended": self.session.defended}
+        return {side: _loader(folder, where) for side, folder in folders.items() if folder is not None}
 
     def _wants(self) -> float | None:
         level = self._wanted
@@ -666,7 +683,15 @@ class Explorer(QObject):
         mark = " (preview)" if view.preview else ""
         # Half the canvas is narrow: with a target, the overlap with that is what counts.
         good = f"Dice {view.dice:.2f}" if view.target_dice is None else f"target {view.target_dice:.2f}"
-        return f"{TITLES[side]} · ε {self.session.level}/255 · {good}{mark}"
+        opened, scan = self.opened(side), self.session.scan
+        width, unit = None, ""
+        if opened is not None and scan is not None and preferences().epsilon_unit == "intensity":
+            width, unit = opened.window.width, scan.unit
+        strength = f"ε {epsilon_words(self.session.level, width, unit)}"
+        # Where there is little room, ε is left to the dock.
+        titles = (f"{TITLES[side]} · {strength} · {good}{mark}", f"{TITLES[side]} · {good}{mark}")
+        short = f"{TITLES[side]} · {good}{' …' if view.preview else ''}"
+        return next((title for title in titles if len(title) <= self.panes.letters), short)
 
     # --- the viewer's slice ---------------------------------------------------------------------------------
 
@@ -686,7 +711,7 @@ class Explorer(QObject):
     def _explore_soon(self) -> None:
         self._restart.start()
 
-    def _draw_soon(self) -> None:
+    def _draw_soon(self, _: Any = None) -> None:
         self._draw.start()
 
 

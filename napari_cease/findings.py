@@ -37,13 +37,20 @@ def class_curves(explorer: Explorer) -> list[Curve]:
     curves = []
     for side, card in explorer.cards().items():
         levels, dice = explorer.results.class_curves(side)
-        mask = explorer.panes.find("mask", side)
         if len(card.classes) < 2:
             continue
-        for kind, values in zip(card.classes, dice, strict=False):
-            colour = kind.color if mask is None else _hexadecimal(mask.get_color(kind.id))
-            curves.append(Curve(side, card.title, kind.name, tuple(levels), tuple(values), colour))
+        for (name, colour), values in zip(class_colours(explorer, side).values(), dice, strict=False):
+            curves.append(Curve(side, card.title, name, tuple(levels), tuple(values), colour))
     return curves
+
+
+def class_colours(explorer: Explorer, side: Side) -> dict[int, tuple[str, str]]:
+    """Name of each class of a model, and its colour on the canvas, by id."""
+    mask = explorer.panes.find("mask", side)
+    return {
+        kind.id: (kind.name, kind.color if mask is None else _hexadecimal(mask.get_color(kind.id)))
+        for kind in explorer.cards()[side].classes
+    }
 
 
 def widths(explorer: Explorer) -> dict[Side, float]:

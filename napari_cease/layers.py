@@ -8,8 +8,8 @@ metadata; the user's layers are read and never changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from napari.components import ViewerModel
@@ -21,9 +21,14 @@ from cease_core.models import ModelCard
 from cease_core.scan import Scan
 from napari_cease.geometry import display_array, layer_geometry
 from napari_cease.jobs.exploration import SIDES, Opened, Side, View
+from napari_cease.jobs.training import Preview
+from napari_cease.samples import class_colours
+from napari_cease.units import LEVELS
 
 Role = Literal["scan", "labels", "mask", "perturbation", "adversarial", "critical", "scan twin", "labels twin"]
 OURS: tuple[Role, ...] = ("mask", "perturbation", "adversarial")
+TRAINING = "training"
+"""Role of the layers that show a training's validation case; the side says which of them."""
 
 TITLES: dict[Side, str] = {"undefended": "Undefended", "defended": "Defended"}
 # Okabe–Ito vermillion and bluish green: apart in any common colour vision, and on dark or light ground.
@@ -33,6 +38,10 @@ MARKS: dict[Side, str] = {"undefended": "●", "defended": "■"}
 # Two ends of a blue–red scale, bright enough on grey scans and apart for any common colour vision.
 NEGATIVE, POSITIVE = (64, 144, 255), (255, 72, 60)
 STRONGEST_ALPHA = 0.6
+LETTER = 1.1
+"""Width of a letter on the canvas, in pixels for each point of its font."""
+SMALLEST, LARGEST = 7.0, 10.0
+"""Font sizes, in points, between which a pane's title fits the pane."""
 CRITICAL_ALPHA = 0.85
 
 
@@ -104,6 +113,7 @@ class Panes:
         self._shown: dict[Side, tuple[View, Opened, float, str]] = {}
         self._critical: dict[Side, NDArray[np.float32]] = {}
         self._twins: list[tuple[Layer, Layer]] = []
+        self._lit: Image | None = None
         viewer.events.reset_view.connect(self._fit_panes)
         viewer.layers.events.removed.connect(self._on_removed)
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed, viewer.layers.events.reordered):
@@ -136,6 +146,8 @@ class Panes:
     ) -> None:
         self._remove()
         self.scan = scan
+        self._lit = scan_layer
+        scan_layer.events.contrast_limits.connect(self._follow_contrast)
         first = self.viewer.layers.index(scan_layer) + 1
         split = split and len(cards) == 2
         colours = self._colours(labels_layer, cards)
@@ -145,7 +157,7 @@ class Panes:
             if right:
                 at += self._insert(at, self._twin(scan_layer, "scan twin"))
             new = [
-                self._adversarial(side),
+                self._adversarial(side, scan_layer),
                 self._perturbation(side),
                 self._mask(side, card, colours, over=not split),
             ]
@@ -176,7 +188,10 @@ class Panes:
             for event in edits(layer):
                 event.disconnect(self._follow)
         self._twins.clear()
-        for layer in [x for x in self.viewer.layers if role_of(x)[0] not in (None, "scan", "labels")]:
+        if self._lit is not None:
+            self._lit.events.contrast_limits.disconnect(self._follow_contrast)
+            self._lit = None
+        for layer in [x for x in self.viewer.layers if role_of(x)[0] not in (None, "scan", "labels", TRAINING)]:
             self.viewer.layers.remove(layer)
 
     def _on_removed(self, event: Any) -> None:
@@ -200,6 +215,17 @@ class Panes:
                 twin.refresh(thumbnail=False)
             else:
                 twin.data = layer.data
+
+    def _follow_contrast(self, _: Any = None) -> None:
+        """Show the same intensities everywhere as the user's scan does."""
+        for layer in self.viewer.layers:
+            if role_of(layer)[0] in ("scan twin", "adversarial") and self._lit is not None and not layer.rgb:
+                layer.contrast_limits = self._lit.contrast_limits
+
+    @property
+    def letters(self) -> int:
+        """How long a title may be that can still be read."""
+        return letters(self.viewer)
 
     def _fit_panes(self) -> None:
         # napari fits the scene to the whole canvas; with the grid on, each pane has only its share of it.
@@ -243,6 +269,7 @@ class Panes:
                 continue
             if role == "mask":
                 layer.name = title
+                fit_title(self.viewer, layer)
             if layer.visible:
                 self._fill(layer, opened.place, self._values(role, view, opened, limit))
 
@@ -296,6 +323,8 @@ class Panes:
 
     def _fill(self, layer: Any, place: tuple[slice | int, ...], values: NDArray[Any]) -> None:
         mark = layer.metadata["cease"]
+        if mark.pop("borrowed", False):
+            layer.data = np.array(layer.data)
         before = mark.get("place", place)
         if before != place:
             assert self.scan is not None
@@ -359,16 +388,19 @@ class Panes:
             **layer_geometry(self.scan),
         )
 
-    def _adversarial(self, side: Side) -> Image:
+    def _adversarial(self, side: Side, scan_layer: Image) -> Image:
         assert self.scan is not None
         options: dict[str, Any] = {"rgb": self.scan.rgb}
         if not self.scan.rgb:
-            options |= {"contrast_limits": tuple(self.scan.window), "colormap": "gray"}
+            options |= {"contrast_limits": scan_layer.contrast_limits, "colormap": "gray"}
+        mark = self._mark("adversarial", side)
+        # The scan's own values until there is something to show: a copy of a large volume can wait for that.
+        mark["cease"]["borrowed"] = True
         return Image(
-            display_array(self.scan.image, self.scan).copy(),
+            display_array(self.scan.image, self.scan),
             name=f"{TITLES[side]}: adversarial scan",
             visible=False,
-            metadata=self._mark("adversarial", side),
+            metadata=mark,
             **options,
             **layer_geometry(self.scan),
         )
@@ -414,6 +446,152 @@ class Panes:
         return DirectLabelColormap(color_dict=colours)
 
 
+def pane_width(viewer: ViewerModel) -> float:
+    """Of one pane, in pixels."""
+    return float(viewer.canvas.size[1]) / (2 if viewer.canvas.grid.enabled else 1)
+
+
+def letters(viewer: ViewerModel) -> int:
+    """How long the title of a pane may be that can still be read."""
+    return int(pane_width(viewer) / (LETTER * SMALLEST))
+
+
+def fit_title(viewer: ViewerModel, layer: Layer) -> None:
+    """Write a layer's name on the canvas as large as its pane has room for."""
+    fitting = pane_width(viewer) / (LETTER * max(len(layer.name), 1))
+    layer.name_overlay.font_size = min(max(fitting, SMALLEST), LARGEST)
+
+
+class TrainingLayers:
+    """A training's validation case under attack, as layers that are brought up to date in place.
+
+    They lie below whatever else is shown, as wide as that, so that neither covers the other.
+
+    Parameters
+    ----------
+    viewer
+        Any napari viewer model.
+    gone
+        Called when the user has removed one of them; the others go with it.
+    """
+
+    TITLES: ClassVar = {
+        "scan": "Training: scan",
+        "clean": "Training: mask, clean",
+        "mask": "Training: mask under attack",
+        "truth": "Training: truth",
+    }
+
+    def __init__(self, viewer: ViewerModel, gone: Callable[[], None]) -> None:
+        self.viewer = viewer
+        self._gone = gone
+        self._changing = False
+        viewer.layers.events.removed.connect(self._on_removed)
+
+    def find(self, which: str) -> Any:
+        """One of the layers, by its key in `TITLES`, or None."""
+        return next((x for x in self.viewer.layers if role_of(x) == (TRAINING, which)), None)
+
+    def show(self, preview: Preview) -> None:
+        """Show the newest picture: new layers at first, later the same with other values."""
+        place = self._place(preview)
+        first = self.find("scan") is None
+        alone = not self.viewer.layers
+        most = max(int(mask.max()) for mask in (preview.labels, preview.clean, preview.attacked))
+        colours = class_colours(range(1, most + 1))
+        values = {
+            "scan": _picture(preview),
+            "clean": preview.clean,
+            "mask": preview.attacked,
+            "truth": preview.labels,
+        }
+        self._changing = True
+        if first:
+            selected = set(self.viewer.layers.selection)
+            with self.viewer.layers.batched_update():
+                for at, (which, data) in enumerate(values.items()):
+                    self.viewer.layers.insert(at, self._make(which, data, place))
+            self.viewer.layers.selection = selected
+        for which, data in values.items():
+            layer = self.find(which)
+            layer.data = data
+            layer.scale, layer.translate = place["scale"], place["translate"]
+            if which != "scan":
+                layer.colormap = colours
+        told = f"epoch {preview.epoch} · ε {preview.epsilon * LEVELS:.3g}/{LEVELS} · Dice {preview.dice[1]:.2f}"
+        title = f"{self.TITLES['mask']} · {told}"
+        mask = self.find("mask")
+        mask.name = title if len(title) <= letters(self.viewer) else f"Training · Dice {preview.dice[1]:.2f}"
+        fit_title(self.viewer, mask)
+        self.find("scan").name = f"{self.TITLES['scan']} ({preview.case})"
+        self._changing = False
+        if alone:
+            self.viewer.reset_view()
+
+    def close(self) -> None:
+        """Take them away."""
+        ours = [x for x in self.viewer.layers if role_of(x)[0] == TRAINING]
+        if not ours:
+            return
+        self._changing = True
+        with self.viewer.layers.batched_update():
+            for layer in ours:
+                self.viewer.layers.remove(layer)
+        self._changing = False
+
+    def release(self) -> None:
+        """Take them away and stop listening to the viewer."""
+        self.viewer.layers.events.removed.disconnect(self._on_removed)
+        self.close()
+
+    def _on_removed(self, event: Any) -> None:
+        if not self._changing and role_of(event.value)[0] == TRAINING:
+            self.close()
+            self._gone()
+
+    def _place(self, preview: Preview) -> dict[str, Any]:
+        others = [x for x in self.viewer.layers if role_of(x)[0] != TRAINING]
+        place: dict[str, Any] = {"scale": (1.0, 1.0), "translate": (0.0, 0.0), "units": ("pixel", "pixel")}
+        if others:
+            corners = np.stack([x.extent.world[:, -2:] for x in others])
+            low, high = corners[:, 0].min(axis=0), corners[:, 1].max(axis=0)
+            spacing = max(float(high[1] - low[1]), 1e-6) / preview.image.shape[-1]
+            gap = 0.04 * float(high[1] - low[1])
+            place["scale"] = (spacing, spacing)
+            place["translate"] = (high[0] + gap + spacing / 2, low[1] + spacing / 2)
+            # Layers that disagree would leave the viewer without units.
+            place["units"] = tuple(others[0].units[-2:])
+        return place
+
+    def _make(self, which: str, data: NDArray[Any], place: dict[str, Any]) -> Layer:
+        common: dict[str, Any] = {
+            "name": self.TITLES[which],
+            "metadata": {"cease": {"role": TRAINING, "side": which}},
+            "axis_labels": ("y", "x"),
+            **place,
+        }
+        if which == "scan":
+            rgb = data.ndim == 3
+            return Image(data, rgb=rgb, **({} if rgb else {"contrast_limits": (0, 1), "colormap": "gray"}), **common)
+        layer = Labels(data, opacity=0.55 if which != "truth" else 1.0, visible=which != "clean", **common)
+        layer.editable = False
+        if which == "truth":
+            layer.contour = 1
+        if which == "mask":
+            layer.name_overlay.visible = True
+            # Below the panes, where their own names are on top.
+            layer.name_overlay.position = "bottom_left"
+        return layer
+
+
+def _picture(preview: Preview) -> NDArray[Any]:
+    """The image as a layer takes it: colours as 8 bits with the channel last, else the first channel."""
+    if len(preview.image) == 3:
+        return np.rint(255 * np.clip(np.moveaxis(preview.image, 0, -1), 0, 1)).astype(np.uint8)
+    first: NDArray[np.float32] = preview.image[0]
+    return first
+
+
 def edits(layer: Layer) -> list[Any]:
     """What a layer emits when its values change, or where they lie."""
     moves = [getattr(layer.events, name) for name in ("scale", "translate", "rotate", "shear", "affine")]
@@ -422,3 +600,10 @@ def edits(layer: Layer) -> list[Any]:
         *([layer.events.paint] if isinstance(layer, Labels) else []),
         *(moves if isinstance(layer, Shapes) else []),
     ]
+
+
+def show_frame(layer: Image, scan: Scan) -> None:
+    """Put another volume of a series into the layer that shows one of them, in the same contrast."""
+    layer.metadata = {**layer.metadata, "affine": scan.affine, "cease": {**layer.metadata["cease"], "scan": scan}}
+    layer.name = scan.name
+    layer.data = display_array(scan.image, scan)

@@ -41,6 +41,7 @@ from napari_cease.jobs.training_recipe import (
 )
 from napari_cease.jobs.worker import Worker
 from napari_cease.layers import is_mask, role_of
+from napari_cease.settings import device, preferences
 from napari_cease.training_session import TrainingSession
 
 POLL = 200
@@ -302,7 +303,13 @@ class Trainer(QObject):
         try:
             # The name may have been taken since.
             recipe = free_name(self.present.recipe, s.library, chosen=bool(s.title.strip()))
-            job = Job(s.library, save_every=s.save_every, minutes=s.minutes if s.length == "minutes" else None)
+            wanted = preferences().device
+            job = Job(
+                s.library,
+                device=None if wanted == "auto" else str(device()),
+                save_every=s.save_every,
+                minutes=s.minutes if s.length == "minutes" else None,
+            )
             run = create_run(recipe, job, copy_data=s.source == "layers")
             run.start()
         except CeaseError as error:
@@ -318,6 +325,8 @@ class Trainer(QObject):
             self.run.start()
         except CeaseError as error:
             self.failed.emit(str(error))
+            # Another window may have been the first: its process is followed.
+            self._watch(started=False)
             return
         self._watch(started=True)
 

@@ -22,6 +22,9 @@ from napari_cease.jobs.process import LOG
 from napari_cease.jobs.training import RESUMABLE, Status
 from napari_cease.units import LEVELS
 
+TEST = 0.15
+"""Share of the patients that no training sees, so that there is a case to look at the model on: one of four or more."""
+
 State = Literal["idle", "starting", "running", "paused", "stopped", "finished", "failed", "lost"]
 Source = Literal["folder", "layers"]
 Length = Literal["epochs", "minutes", "gradients"]
@@ -101,7 +104,7 @@ class TrainingSession(EventedModel):
     source: Source = "folder"
     folder: Path | None = None
     validation: float = Field(default=VALIDATION, gt=0, lt=1)
-    test: float = Field(default=0.0, ge=0, lt=1)
+    test: float = Field(default=TEST, ge=0, lt=1)
     patients: str = ""
     architecture: str = ARCHITECTURE
     preset: str = "cease"
@@ -139,6 +142,7 @@ class TrainingSession(EventedModel):
     rates: tuple[tuple[float, float], ...] = ()
     saved: tuple[int, int] | None = None
     metrics: Mapping[str, float] = Field(default_factory=dict)
+    best_epoch: int | None = None
     first: tuple[int, float] | None = None
 
     @field_validator("architecture")
@@ -224,7 +228,7 @@ class TrainingSession(EventedModel):
 
     def begin(self, run: Path | None) -> None:
         """Forget the run before and be about another one."""
-        self.progress = self.saved = self.model = self.first = None
+        self.progress = self.saved = self.model = self.first = self.best_epoch = None
         self.history, self.losses, self.rates = (), (), ()
         self.metrics, self.cases, self.choosing, self.sentence = {}, {}, False, ""
         self.run = run
@@ -267,7 +271,7 @@ class TrainingSession(EventedModel):
                 if "learning_rate" in told:
                     rates = [r for r in rates if r[0] < told["epoch"]] + [(told["epoch"], told["learning_rate"])]
             elif kind == "finished":
-                self.metrics = told["metrics"]
+                self.metrics, self.best_epoch = told["metrics"], told.get("best_epoch")
         if heard:
             self.first, self.history = first, tuple(history)
             self.losses, self.rates = tuple(losses), tuple(rates)
@@ -319,13 +323,15 @@ def _running(s: TrainingSession) -> str:
 
 def _finished(s: TrainingSession) -> str:
     clean, robust = (s.metrics.get(f"validation_{kind}_dice") for kind in ("clean", "robust"))
-    told = "" if clean is None else f" Dice {clean:.3f}"
-    if told and robust is not None:
-        told += f", {robust:.3f} under PGD-10"
+    reached = "" if clean is None else f"Dice {clean:.3f}"
+    if reached and robust is not None:
+        reached += f", {robust:.3f} under PGD-10"
     count = s.cases.get("validation", 0)
-    told += f" on {count} validation {'case' if count == 1 else 'cases'};" if told and count else ""
-    where = "" if s.model is None else f" the model is in the library as {s.model.name}."
-    return f"Finished:{told}{where}"
+    reached += f" on {count} validation {'case' if count == 1 else 'cases'}" if reached and count else ""
+    chosen = "" if s.best_epoch is None else f"the checkpoint of epoch {s.best_epoch} was chosen"
+    told = ": ".join(part for part in (chosen, reached) if part)
+    where = "" if s.model is None else f"the model is in the library as {s.model.name}"
+    return f"Finished: {'; '.join(part for part in (told, where) if part)}."
 
 
 _TOLD: dict[State, Callable[[TrainingSession], str]] = {

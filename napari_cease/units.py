@@ -17,7 +17,12 @@ def in_unit(value: float, unit: str) -> str:
     return f"{value:.{digits}f} {unit_name(unit)}"
 
 
-def epsilon_text(level: int, width: float | None = None, unit: str = "") -> str:
+def epsilon_words(level: int, width: float | None = None, unit: str = "") -> str:
+    """The value of ε: ``8/255``, or in the scan's unit if the window's ``width`` is given: ``12.5 HU``."""
+    return f"{level}/{LEVELS}" if width is None else in_unit(level / LEVELS * width, unit)
+
+
+def epsilon_text(level: int, width: float | None = None, unit: str = "", *, intensity_first: bool = False) -> str:
     """ε in words.
 
     Parameters
@@ -26,8 +31,10 @@ def epsilon_text(level: int, width: float | None = None, unit: str = "") -> str:
         ε in 1/255.
     width
         Width of the window in the scan's unit; None if it is not known.
+    intensity_first
+        Say it in the scan's unit first, then in 1/255.
     """
     if level == 0:
         return "ε = 0 (clean)"
-    text = f"ε = {level}/{LEVELS}"
-    return text if width is None else f"{text}  =  {in_unit(level / LEVELS * width, unit)}"
+    values = [epsilon_words(level)] if width is None else [epsilon_words(level), epsilon_words(level, width, unit)]
+    return "ε = " + "  =  ".join(reversed(values) if intensity_first else values)

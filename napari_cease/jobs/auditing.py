@@ -275,12 +275,13 @@ def main(folder: str) -> int:
 
 def _work(folder: Path, wish: _Wish) -> tuple[bool, list[str]]:
     from cease_core.data import find_cases
+    from cease_core.data.splits import put_aside
 
     request = Request.read(folder)
     if request is None:
         raise CeaseError(f"{folder} holds no request; start a new audit.")
     # Before what takes seconds to load.
-    cases = find_cases(request.data)
+    cases = put_aside(find_cases(request.data))
 
     from cease_core.evaluation.audit import AuditFinished, Settings, audit
     from cease_core.evaluation.report import write_report
@@ -323,7 +324,7 @@ def write_headlines(folder: Path) -> list[str]:
     from cease_core.evaluation.audit.store import read_facts
     from cease_core.evaluation.audit.victims import file_hash
     from cease_core.evaluation.summary import Summary
-    from cease_core.models.checkpoint import WEIGHTS
+    from cease_core.models.checkpoint import weights_file
     from cease_core.models.shelf import ROBUSTNESS, Robustness, shelf
 
     weights = {victim["name"]: victim["weights"] for victim in read_facts(folder)["victims"]}
@@ -335,7 +336,7 @@ def write_headlines(folder: Path) -> list[str]:
     written = []
     for model in shelf():
         name = model.card.name
-        if model.shipped or name not in found or file_hash(model.folder / WEIGHTS) != weights[name]:
+        if model.shipped or name not in found or file_hash(weights_file(model.folder, model.card)) != weights[name]:
             continue
         head = found[name].headline
         if head.clean_dice.mean is None or head.worst_dice.mean is None:

@@ -26,7 +26,7 @@ from cease_core.attacks.problem import Problem
 from cease_core.attacks.targets import Target
 from cease_core.errors import CeaseError
 from cease_core.evaluation import Distortion, distortion
-from cease_core.models import SegmentationModel
+from cease_core.models.segmenter import ScanModel
 from cease_core.scan import LabelArray, Scan, Window
 
 Side = Literal["undefended", "defended"]
@@ -55,7 +55,7 @@ class Request:
 
     scan: Scan
     labels: LabelArray | None
-    models: Mapping[Side, Callable[[], SegmentationModel]]
+    models: Mapping[Side, Callable[[], ScanModel]]
     attack: Attack
     epsilons: tuple[float, ...]
     extent: Extent
@@ -343,7 +343,7 @@ def _open_panes(request: Request, emit: Emit, stopped: Stopped) -> list[_Pane]:
     return panes
 
 
-def _pose(request: Request, model: SegmentationModel) -> tuple[Subject, bool]:
+def _pose(request: Request, model: ScanModel) -> tuple[Subject, bool]:
     """What is attacked, and whether the region leaves anything of it to change."""
     subject = pose_on_scan(
         model,

@@ -18,18 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import psutil
 
 from cease_core.errors import CeaseError
 from cease_core.io.files import write_text
 
-RECORD, CONTROL, LOG = "run.json", "control", "log.txt"
+RECORD, CONTROL, LOG, START = "run.json", "control", "log.txt", ".start"
 STARTING, RUNNING, FAILED = "starting", "running", "failed"
 """Stages that every process goes through; the first is written by whoever starts it."""
 GRACE = 10.0
 """Seconds that a process which was killed may take to go."""
 CLOCK = 2.0
 """Seconds by which two accounts of when a process was created may differ."""
+PATIENCE = 5.0
+"""Seconds to wait for another window that starts a process on the same folder."""
 
 _children: dict[Path, subprocess.Popen[bytes]] = {}
 """Processes that this one started, so that they are waited for when they have ended."""
@@ -79,13 +82,36 @@ class Detached:
     folder: Path
 
     def start(self) -> None:
-        """Start it; what one before it has told is forgotten.
+        """Start it, unless one works there already; what one before it has told is forgotten.
 
         Raises
         ------
         CeaseError
-            If none can be started.
+            If one works on the folder already, or none can be started.
         """
+        taken = f"another window has started a process on {self.folder} already; open the run to follow it."
+        try:
+            # Of two windows that start at once, the second finds what the first has announced.
+            with filelock.FileLock(self.folder / START, timeout=PATIENCE):
+                if not self._gone():
+                    raise CeaseError(taken)
+                self._start()
+        except filelock.Timeout as error:
+            raise CeaseError(taken) from error
+        except OSError as error:
+            raise CeaseError(f"cannot write to {self.folder} ({error.strerror}); choose another folder.") from error
+
+    def _gone(self) -> bool:
+        """Whether nothing works there; one that has told its end may still be tidying up, and is waited for."""
+        before = self.find()
+        if before is not None and self.record().get("stage") not in (STARTING, RUNNING):
+            child = _children.get(self.folder)
+            with suppress(psutil.Error, subprocess.TimeoutExpired):
+                (before if child is None else child).wait(PATIENCE)
+            before = self.find()
+        return before is None
+
+    def _start(self) -> None:
         # Its own session: it outlives napari and the terminal, and their Ctrl-C is none of its business.
         apart: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
@@ -243,7 +269,7 @@ def work(
         tell(folder, RUNNING)
         with suppress(psutil.Error, OSError):
             # The window and whatever else somebody looks at comes first.
-            psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else 5)
+            psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else 10)
         stage, figures = do()
         tell(folder, stage, **figures)
     except Ended as ended:

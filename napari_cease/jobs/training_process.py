@@ -130,7 +130,7 @@ def _dataset_cases(folder: Path) -> list[Case]:
 
     content = read_json(folder / "data.json")
     data = Path(str(content.get("folder", "") if isinstance(content, dict) else ""))
-    if not data.is_dir():
+    if not data.exists():
         raise CeaseError(f"the data of this run are no longer in {data}; put them back there, then resume.")
     return find_cases(data)
 

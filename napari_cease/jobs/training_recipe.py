@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from cease_core.cli.recipe import Recipe, changed
 from cease_core.cli.train import CONFIG, DATA, SPLIT, plan_of
 from cease_core.data import Dataset, Finding, Split, check, describe, survey, write_split
+from cease_core.data.layouts import place_of
 from cease_core.data.survey import Facts, Unreadable
 from cease_core.errors import CeaseError, first_fault
 from cease_core.io import READABLE, write_labels, write_scan
@@ -87,8 +88,7 @@ def look(folder: str | Path, told: Told) -> Looked | None:
         seen.append(one)
         if not told(len(seen), len(dataset.cases)):
             return None
-    place = Path(folder).expanduser().resolve()
-    return Looked(place if place.is_dir() else place.parent, dataset, tuple(seen))
+    return Looked(place_of(folder), dataset, tuple(seen))
 
 
 # --- labelled layers ----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from qtpy.QtCore import QObject, Signal
 
@@ -22,20 +23,26 @@ class Worker(QObject):
 
     Events reach the GUI thread through queued signals, each with the generation that `submit` returned, so
     that whatever an overtaken job still says can be told apart and dropped.
+
+    Parameters
+    ----------
+    name
+        Of its thread.
     """
 
     said = Signal(int, object)
     failed = Signal(int, str)
     finished = Signal(int)
 
-    def __init__(self, parent: QObject | None = None) -> None:
+    def __init__(self, parent: QObject | None = None, name: str = "cease-worker") -> None:
         super().__init__(parent)
         self._condition = threading.Condition()
         self._pending: tuple[int, Job, threading.Event] | None = None
         self._stop = threading.Event()
         self._closing = False
+        self._release: Callable[[], object] | None = None
         self.generation = 0
-        self._thread = threading.Thread(target=self._loop, name="cease-worker", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> int:
@@ -53,8 +60,25 @@ class Worker(QObject):
         with self._condition:
             self._stop.set()
 
+    def end_with(self, owner: QObject) -> None:
+        """Stop when ``owner`` is destroyed, should nobody have called `shutdown` before."""
+
+        def gone(*_: Any) -> None:
+            self._end(0.0)
+
+        owner.destroyed.connect(gone)
+        self._release = lambda: owner.destroyed.disconnect(gone)
+
     def shutdown(self, seconds: float = 10.0) -> bool:
         """Stop everything and wait for the thread; returns whether it has ended."""
+        if self._release is not None:
+            # Qt may destroy the owner while Python collects it, and nothing is left to be done then.
+            with suppress(RuntimeError, TypeError):
+                self._release()
+            self._release = None
+        return self._end(seconds)
+
+    def _end(self, seconds: float) -> bool:
         with self._condition:
             self._closing = True
             self._pending = None

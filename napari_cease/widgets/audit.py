@@ -30,12 +30,13 @@ from qtpy.QtWidgets import (
 from cease_core.errors import CeaseError
 from cease_core.evaluation.audit import tier
 from cease_core.evaluation.audit.plan import Tier
+from cease_core.evaluation.summary import Curve
 from cease_core.models import ModelCard, available_models
 from napari_cease.audit_session import AuditSession, Row, audits_place, explained, why_not
 from napari_cease.auditor import Auditor
 from napari_cease.jobs.auditing import REPORT, find_audits
 from napari_cease.units import LEVELS
-from napari_cease.widgets.audit_results import ChecksView, VerdictView, WorstCurves
+from napari_cease.widgets.audit_results import Band, ChecksView, VerdictView, WorstCurves
 from napari_cease.widgets.audit_table import AuditTable, AuditView
 from napari_cease.widgets.fold import Fold
 from napari_cease.widgets.grouped_box import Choice, GroupedBox
@@ -47,6 +48,7 @@ from napari_cease.widgets.parts import (
     empty_form,
     entry_of,
     escape,
+    outline_boxes,
     real,
     row,
     rule,
@@ -133,6 +135,7 @@ class AuditDock(RunDock):
         self.models.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.models.setTextElideMode(Qt.TextElideMode.ElideRight)
         self.models.setFixedHeight(132)
+        outline_boxes(self.models)
         column.addWidget(self.models)
         self.models_note = words()
         column.addWidget(self.models_note)
@@ -304,7 +307,7 @@ class AuditDock(RunDock):
         a.failed.connect(self._on_failed)
         for name in ("models", "data", "tier", "changes", "keep_seen", "headline", "out"):
             getattr(s.events, name).connect(self._mirror)
-        self.destroyed.connect(lambda *_, worker=a.worker: worker.shutdown(0))
+        a.worker.end_with(self)
 
     def _set(self, name: str, value: Any) -> None:
         if not self._filling and getattr(self.session, name) != value:
@@ -487,11 +490,15 @@ class AuditDock(RunDock):
 
     def _draw(self) -> None:
         s = self.session
-        curves = {} if s.results is None else {s.results.titles[m]: s.results.curve(m) for m in s.results.titles}
+        titles = {} if s.results is None else s.results.titles
+        curves = {} if s.results is None else {title: s.results.curve(name) for name, title in titles.items()}
         if set(self.curves.lines) - set(curves):
             self.curves.forget()
         for title, points in curves.items():
             self.curves.show_curve(title, points)
+        bands = {titles.get(m.name): _band(m.curve) for m in (s.summary.models if s.summary else ())}
+        for title in curves:
+            self.curves.show_band(title, bands.get(title, ()))
         self.curves_part.setVisible(any(curves.values()))
 
     def _show_activity(self) -> None:
@@ -593,6 +600,11 @@ class AuditDock(RunDock):
     def colour(self, text: str, ground: str) -> None:
         """For the curves."""
         self.curves.set_colours(text, ground)
+
+
+def _band(curve: Curve) -> Band:
+    """ε with the interval there; nothing where none was worked out."""
+    return tuple((p.epsilon, p.low, p.high) for p in curve.points if p.low is not None and p.high is not None)
 
 
 def _cases(count: int) -> str:

@@ -12,7 +12,7 @@ from cease_core.evaluation.report.words import level, number, plural, share
 from cease_core.evaluation.summary import CheckLine, ModelSummary, Summary
 from cease_core.models.card import PALETTE
 from napari_cease.units import LEVELS
-from napari_cease.widgets.parts import escape, paint_plot
+from napari_cease.widgets.parts import SmallPlot, escape
 
 SYMBOLS = {"o": "●", "s": "■", "t1": "▲", "d": "◆", "t": "▼", "star": "★"}
 """Of pyqtgraph, and the same in text: lines are told apart without colour, too."""
@@ -22,6 +22,11 @@ GOOD, BAD = "#009E73", "#D55E00"
 SIGNS = {"pass": ("✓", "passed", GOOD), "fail": ("✗", "failed", BAD), "not run": ("○", "not run", "")}
 
 Points = Sequence[tuple[float, float]]
+Band = Sequence[tuple[float, float, float]]
+"""ε with the ends of the interval there."""
+
+_SEE_THROUGH = 50
+"""Of 255: how opaque a band is, so that two of them are told apart where they cross."""
 
 
 class WorstCurves(QWidget):
@@ -29,21 +34,14 @@ class WorstCurves(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.setToolTip("Mean over the cases of the lowest Dice that any attack has reached up to each ε")
+        self.setToolTip(
+            "Mean over the cases of the lowest Dice that any attack has reached up to each ε; once the audit has "
+            "finished, with its 95 % interval over the patients"
+        )
         self.setAccessibleName("Worst-case Dice over ε")
-        self.plot = pg.PlotWidget(background=None)
-        self.plot.setFixedHeight(180)
-        self.plot.setMenuEnabled(False)
-        self.plot.setMouseEnabled(False, False)
-        self.plot.hideButtons()
-        item = self.plot.getPlotItem()
-        item.showGrid(x=True, y=True, alpha=0.2)
+        self.plot = SmallPlot(180)
         self.plot.setLabel("bottom", "ε (1/255 of the window)")
-        self.plot.setLabel("left", "Dice, worst case")
-        self.plot.setYRange(0, 1, padding=0.06)
-        left = item.getAxis("left")
-        left.setStyle(hideOverlappingLabels=False)  # or 0 and 1 vanish at the ends
-        left.setTicks([[(v, f"{v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]])
+        self.plot.show_dice("Dice, worst case")
         self.legend = QLabel()
         self.legend.setWordWrap(True)
         column = QVBoxLayout(self)
@@ -52,7 +50,9 @@ class WorstCurves(QWidget):
         column.addWidget(self.plot)
         column.addWidget(self.legend)
         self.lines: dict[str, pg.PlotDataItem] = {}
+        self.bands: dict[str, pg.FillBetweenItem] = {}
         self._points: dict[str, Points] = {}
+        self._bands: dict[str, Band] = {}
 
     def show_curve(self, title: str, points: Points) -> None:
         """Draw a model's curve, if it has changed."""
@@ -69,25 +69,43 @@ class WorstCurves(QWidget):
         self._points[title] = points
         self.lines[title].setData([LEVELS * e for e, _ in points], [dice for _, dice in points])
 
+    def show_band(self, title: str, band: Band) -> None:
+        """Draw the interval around a curve that is shown, if it has changed; without any it goes."""
+        if self._bands.get(title, ()) == band:
+            return
+        self._bands[title] = band
+        if title in self.bands:
+            self.plot.removeItem(self.bands.pop(title))
+        if band:
+            levels = [LEVELS * e for e, _, _ in band]
+            edges = (pg.PlotDataItem(levels, [row[end] for row in band]) for end in (1, 2))
+            colour = pg.mkColor(self.lines[title].opts["pen"].color())
+            colour.setAlpha(_SEE_THROUGH)
+            self.bands[title] = pg.FillBetweenItem(*edges, brush=pg.mkBrush(colour))
+            self.bands[title].setZValue(-1)  # behind the lines
+            self.plot.addItem(self.bands[title])
+        self._list()
+
     def forget(self) -> None:
         """Draw nothing."""
-        for line in self.lines.values():
-            self.plot.removeItem(line)
-        self.lines, self._points = {}, {}
+        for item in (*self.lines.values(), *self.bands.values()):
+            self.plot.removeItem(item)
+        self.lines, self.bands, self._points, self._bands = {}, {}, {}, {}
         self._list()
 
     def set_colours(self, text: str, ground: str) -> None:
         """Axes and labels in the theme's text colour, on its background."""
-        paint_plot(self.plot, text, ground)
+        self.plot.set_colours(text, ground)
 
     def _list(self) -> None:
         marks = list(SYMBOLS.values())
-        self.legend.setText(
-            "<br>".join(
-                f"<span style='color:{PALETTE[at % len(PALETTE)]}'>{marks[at % len(marks)]}</span> {escape(title)}"
-                for at, title in enumerate(self.lines)
-            )
-        )
+        entries = [
+            f"<span style='color:{PALETTE[at % len(PALETTE)]}'>{marks[at % len(marks)]}</span> {escape(title)}"
+            for at, title in enumerate(self.lines)
+        ]
+        if self.bands:
+            entries.append("Shaded: 95 % interval over the patients")
+        self.legend.setText("<br>".join(entries))
 
 
 class _Rich(QLabel):

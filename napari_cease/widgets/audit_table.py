@@ -12,11 +12,11 @@ from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
 from cease_core.evaluation.report.words import level
 from napari_cease.audit_session import Row
-from napari_cease.widgets.parts import tip_of
+from napari_cease.widgets.parts import BESIDE_HEADER, dress_header, tip_of
 
 UNKNOWN = "–"
-_WIDEST = 84
-_BESIDE_TEXT, _BESIDE_HEADER = 10, 22  # margins; a header keeps room for the arrow of its order
+_WIDEST, _LEAST = 260, 60  # pixels of a column of words: at most, and where it is narrow
+_BESIDE_TEXT = 10  # margins
 
 
 class Column(NamedTuple):
@@ -79,7 +79,7 @@ COLUMNS = (
     ),
     Column("Error", "What went wrong with this trial", lambda r: r.error, lambda r: r.error or None),
 )
-_MODEL, _ERROR = 0, len(COLUMNS) - 1
+_MODEL, _CASE, _ERROR = 0, 4, len(COLUMNS) - 1
 
 
 class AuditTable(QAbstractTableModel):
@@ -242,27 +242,48 @@ class AuditView(QTableView):
         self.setSortingEnabled(True)
         self.sortByColumn(-1, Qt.SortOrder.AscendingOrder)
         self.doubleClicked.connect(self._on_chosen)
+        dress_header(header)
         self._fitted = 0
         self._of: Sequence[Row] = ()
+        self._needs = [0] * len(COLUMNS)
 
     def fit(self, *, failures: bool) -> None:
         """Give columns the room that they need, and hide those that say nothing."""
         self.setColumnHidden(_MODEL, len(self.table.titles) < 2)
         self.setColumnHidden(_ERROR, not failures)
         if self._of is not self.table.rows:
-            self._of, self._fitted = self.table.rows, 0
-        if self._fitted == len(self.table.rows):
-            return
+            self._of, self._fitted, self._needs = self.table.rows, 0, [0] * len(COLUMNS)
         new = self.table.rows[self._fitted :]
         metrics = self.fontMetrics()
         for at, column in enumerate(COLUMNS):
             texts = {self.table.text(row, at) for row in new}
             wide = max((metrics.horizontalAdvance(text) for text in texts), default=0) + _BESIDE_TEXT
-            least = metrics.horizontalAdvance(column.title) + _BESIDE_HEADER
-            now = self.columnWidth(at) if self._fitted else 0
-            self.setColumnWidth(at, max(now, least, wide if at == _ERROR else min(wide, _WIDEST)))
+            least = metrics.horizontalAdvance(column.title) + BESIDE_HEADER
+            self._needs[at] = max(self._needs[at], least, wide if at == _ERROR else min(wide, _WIDEST))
         self._fitted = len(self.table.rows)
         self.verticalHeader().setDefaultSectionSize(metrics.lineSpacing() + 8)
+        self._share()
+
+    def _share(self) -> None:
+        """Cut words until all is seen up to the case; what room is left goes to the case."""
+        shown = [at for at in range(len(COLUMNS)) if not self.isColumnHidden(at)]
+        widths = {at: self._needs[at] for at in shown}
+        room = self.viewport().width()
+        first = [at for at in shown if at <= _CASE]
+        elastic = [at for at in first if not COLUMNS[at].number]
+        while sum(widths[at] for at in first) > room:
+            widest = max(elastic, key=lambda at: widths[at])
+            if widths[widest] <= _LEAST:
+                break
+            widths[widest] -= 1
+        widths[_CASE] += max(0, room - sum(widths.values()))
+        for at, width in widths.items():
+            self.setColumnWidth(at, width)
+
+    def resizeEvent(self, event: Any) -> None:
+        """More or less room."""
+        super().resizeEvent(event)
+        self._share()
 
     def keyPressEvent(self, event: Any) -> None:
         """Enter looks at the row."""

@@ -10,30 +10,22 @@ from qtpy.QtWidgets import QComboBox, QHBoxLayout, QLabel, QSizePolicy, QVBoxLay
 from napari_cease.export import Curve
 from napari_cease.jobs.exploration import SIDES, Side
 from napari_cease.layers import COLOURS
+from napari_cease.widgets.parts import SmallPlot
 
 SYMBOLS: dict[Side, str] = {"undefended": "o", "defended": "s"}
 DASHES: dict[Side, Qt.PenStyle] = {"undefended": Qt.PenStyle.SolidLine, "defended": Qt.PenStyle.DashLine}
 """Where colours tell classes apart."""
 
 
-class DiceCurve(pg.PlotWidget):
+class DiceCurve(SmallPlot):
     """Dice over ε for both models, with a cursor at the present ε; a click moves it."""
 
     level_clicked = Signal(int)
 
     def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent, background=None)
-        self.setFixedHeight(170)
-        self.setMenuEnabled(False)
-        self.setMouseEnabled(False, False)
-        self.hideButtons()
-        self.getPlotItem().showGrid(x=True, y=True, alpha=0.2)
+        super().__init__(170, parent)
         self.setLabel("bottom", "ε (1/255 of the window)")
-        self.setLabel("left", "Dice")
-        self.setYRange(0, 1, padding=0.06)
-        left = self.getPlotItem().getAxis("left")
-        left.setStyle(hideOverlappingLabels=False)  # or 0 and 1 vanish at the ends
-        left.setTicks([[(v, f"{v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]])
+        self.show_dice("Dice")
         self._points: dict[Side, tuple[list[int], list[float]]] = {}
         self._classes: list[Curve] = []
         self.class_lines: list[pg.PlotDataItem] = []
@@ -78,14 +70,6 @@ class DiceCurve(pg.PlotWidget):
             line.setData(curve.levels, curve.dice)
         for line in self.lines.values():
             line.setVisible(not curves)
-
-    def set_colours(self, colour: str, ground: str) -> None:
-        """Axes and labels in the theme's text colour, on its background."""
-        self.setBackground(ground)
-        for name in ("bottom", "left"):
-            axis = self.getPlotItem().getAxis(name)
-            axis.setPen(colour)
-            axis.setTextPen(colour)
 
     def _on_click(self, event: object) -> None:
         point = self.getPlotItem().vb.mapSceneToView(event.scenePos())  # type: ignore[attr-defined]

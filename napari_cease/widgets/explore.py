@@ -42,17 +42,22 @@ from napari_cease.choices import editors, explained, offered, target_title
 from napari_cease.explorer import Explorer, takes
 from napari_cease.jobs.exploration import SIDES, Side
 from napari_cease.layers import is_mask, role_of
+from napari_cease.recovery import SessionKeeper
 from napari_cease.results import Results
 from napari_cease.session import ExplorerSession
+from napari_cease.settings import on_change, place_library, preferences
 from napari_cease.units import epsilon_text
 from napari_cease.widgets.curve import CurvePanel
+from napari_cease.widgets.feature_view import FeatureView
 from napari_cease.widgets.grouped_box import Choice, GroupedBox
 from napari_cease.widgets.history import HistoryPanel
 from napari_cease.widgets.keys import STEP_TIP, TOGGLE_TIP, CanvasKeys, pressed
 from napari_cease.widgets.parameters import ParameterRows, modest
 from napari_cease.widgets.playback import PlayButton
 from napari_cease.widgets.readout import Readout
+from napari_cease.widgets.restore_bar import RestoreBar
 from napari_cease.widgets.saving import SaveButton
+from napari_cease.widgets.scan_view import ScanView
 from napari_cease.widgets.window import main_window
 
 OWN_MASK = "the model's own clean mask"
@@ -75,8 +80,12 @@ class AttackExplorer(QScrollArea):
     def __init__(self, napari_viewer: "napari.viewer.Viewer") -> None:
         super().__init__()
         self.viewer = napari_viewer
-        self.session = ExplorerSession()
+        place_library()
+        preferred = preferences()
+        steps = {"steps": preferred.steps} if preferred.steps else {}
+        self.session = ExplorerSession(top=preferred.epsilon_up_to, parameters=steps)
         self.explorer = Explorer(napari_viewer, self.session, self)
+        self.keeper = SessionKeeper(napari_viewer, self.explorer, self)
         self._closed = False
         self._filling = False
         self._fitting: dict[Path, ModelCard] = {}
@@ -88,6 +97,7 @@ class AttackExplorer(QScrollArea):
         self._keys = CanvasKeys(napari_viewer, self.session)
         self._on_scan()
         self._on_theme()
+        self.keeper.look()
 
     # --- what it is made of ---------------------------------------------------------------------------------
 
@@ -103,6 +113,7 @@ class AttackExplorer(QScrollArea):
         column = QVBoxLayout(body)
         column.setContentsMargins(5, 6, 5, 6)
         column.setSpacing(7)
+        column.addWidget(RestoreBar(self.keeper))
 
         self.scan = _combo("The image layer that is attacked", lambda _: self._scan_choices())
         self.labels = _combo(
@@ -130,6 +141,7 @@ class AttackExplorer(QScrollArea):
         form.setSpacing(4)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Scan", self.scan.native)
+        self.scan_view = ScanView(self.explorer, form)
         form.addRow("Reference", self.labels.native)
         form.addRow("Undefended", self.models["undefended"].native)
         form.addRow("Defended", self.models["defended"].native)
@@ -177,6 +189,8 @@ class AttackExplorer(QScrollArea):
         self.curves.row.addStretch()
         self.curves.row.addWidget(self.save)
         column.addWidget(self.curves)
+        self.features = FeatureView(self.explorer)
+        column.addWidget(self.features)
 
         self.perturbation = QCheckBox("Perturbation map")
         self.perturbation.setToolTip("Blue darkens the scan, red brightens it; transparent where nothing changes")
@@ -292,6 +306,8 @@ class AttackExplorer(QScrollArea):
         e.failed.connect(self._on_failed)
         e.busy.connect(self._on_busy)
         e.restored.connect(self._on_restored)
+        self.keeper.failed.connect(show_error)
+        on_change(self._on_preferences)
         layers = self.viewer.layers.events
         for event in (layers.inserted, layers.removed, layers.reordered):
             event.connect(self._on_layers)
@@ -299,7 +315,8 @@ class AttackExplorer(QScrollArea):
         self.viewer.events.theme.connect(self._on_theme)
         # napari neither closes nor destroys a removed dock at once: the window's own events are watched too.
         main_window(self.viewer).installEventFilter(self)
-        self.destroyed.connect(lambda *_, worker=self.explorer.worker: worker.shutdown(0))
+        for worker in (self.explorer.worker, self.keeper.worker):
+            worker.end_with(self)
 
     def _mirror(self) -> None:
         """Show the session's attack, whoever set it, and what could be chosen instead."""
@@ -487,7 +504,8 @@ class AttackExplorer(QScrollArea):
         self.curve.cursor_line.setValue(s.level)
         opened = next(iter(self.explorer.results.opened.values()), None)
         width = None if opened is None else opened.window.width
-        self.epsilon_text.setText(epsilon_text(s.level, width, s.scan.unit if s.scan is not None else ""))
+        unit, first = s.scan.unit if s.scan is not None else "", preferences().epsilon_unit == "intensity"
+        self.epsilon_text.setText(epsilon_text(s.level, width, unit, intensity_first=first))
 
     def _on_top(self, top: int) -> None:
         self.slider.setRange(0, top)
@@ -591,9 +609,16 @@ class AttackExplorer(QScrollArea):
             return
         self.explorer.attack_volume()
 
+    def _on_preferences(self, _: Any = None) -> None:
+        place_library()
+        self.offer_models()
+        self._on_level()
+        self.explorer.draw()
+
     def _on_theme(self, _: Any = None) -> None:
         theme = get_theme(self.viewer.theme)
         self.curve.set_colours(theme.text.as_hex(), theme.background.as_hex())
+        self.features.set_colours(theme.text.as_hex(), theme.background.as_hex())
 
     # --- the end --------------------------------------------------------------------------------------------
 
@@ -602,9 +627,13 @@ class AttackExplorer(QScrollArea):
         if self._closed:
             return
         self._closed = True
+        on_change(self._on_preferences, follow=False)
+        self.keeper.close()
         self.play.stop()
+        self.scan_view.shutdown()
         self.save.recorder.close()
         self.history.close_history()
+        self.features.shutdown()
         self._keys.release()
         main_window(self.viewer).removeEventFilter(self)
         for event in (
@@ -622,12 +651,15 @@ class AttackExplorer(QScrollArea):
         if event is not None and event.type() == QEvent.Type.Close:
             self.save.recorder.close()
             self.explorer.worker.cancel()
+            self.scan_view.rest()
+            self.features.rest()
         return bool(super().eventFilter(watched, event))
 
     def event(self, event: QEvent | None) -> bool:
         """A dock that loses its parent has been removed."""
         if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None and self.isHidden():
             self.shutdown()
+            self.deleteLater()  # which napari leaves to the dock
         return bool(super().event(event))
 
     def keyPressEvent(self, event: Any) -> None:

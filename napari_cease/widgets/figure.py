@@ -17,6 +17,7 @@ from napari_cease.export import Curve
 from napari_cease.jobs.exploration import Side
 from napari_cease.layers import MARKS, TITLES
 from napari_cease.widgets.curve import DASHES, SYMBOLS
+from napari_cease.widgets.parts import own_menu
 
 SUFFIXES = (".png", ".svg")
 WIDTH, HEIGHT, ROW = 720, 384, 28
@@ -34,7 +35,8 @@ def make_figure(curves: Sequence[Curve], title: str, top: int) -> pg.GraphicsLay
     figure = pg.GraphicsLayoutWidget()
     figure.setBackground("w")
     figure.resize(WIDTH, HEIGHT + ROW * len(rows))
-    plot = figure.addPlot(0, 0)
+    plot = figure.addPlot(0, 0, enableMenu=False)
+    own_menu(plot, figure)
     plot.setTitle(title, color=INK, size="10pt")
     plot.setLabel("bottom", "ε (1/255 of the window)", color=INK)
     plot.setLabel("left", "Dice", color=INK)
@@ -100,8 +102,8 @@ def picture(figure: pg.GraphicsLayoutWidget) -> QImage:
     return exporter.export(toBytes=True)
 
 
-def save_figure(figure: pg.GraphicsLayoutWidget, path: Path) -> None:
-    """Write a figure as PNG or SVG, by the path's suffix.
+def save_figure(figure: pg.GraphicsLayoutWidget, path: Path, title: str = "Dice(ε)") -> None:
+    """Write a figure as PNG or SVG, by the path's suffix; ``title`` is what an SVG says it shows.
 
     Raises
     ------
@@ -112,14 +114,14 @@ def save_figure(figure: pg.GraphicsLayoutWidget, path: Path) -> None:
 
     def write(part: Path) -> None:
         if suffix == ".svg":
-            _draw_svg(figure, part)
+            _draw_svg(figure, part, title)
         elif not picture(figure).save(str(part)):
             raise OSError
 
     write_atomically(path, suffix, write)
 
 
-def _draw_svg(figure: pg.GraphicsLayoutWidget, path: Path) -> None:
+def _draw_svg(figure: pg.GraphicsLayoutWidget, path: Path, title: str) -> None:
     # With Qt's own generator: pyqtgraph's stops at the symbols of a legend.
     svg = QSvgGenerator()
     svg.setFileName(str(path))
@@ -128,7 +130,7 @@ def _draw_svg(figure: pg.GraphicsLayoutWidget, path: Path) -> None:
     # Axes are drawn from a recording, which is scaled where resolutions differ.
     svg.setResolution(figure.logicalDpiX())
     svg.setViewBox(QRect(QPoint(0, 0), size))
-    svg.setTitle("Dice(ε)")
+    svg.setTitle(title)
     exporter = ImageExporter(figure.scene())
     painter = QPainter(svg)
     exporter.setExportMode(True, {"antialias": True, "background": "w", "painter": painter, "resolutionScale": 1.0})

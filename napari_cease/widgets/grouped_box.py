@@ -9,6 +9,9 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QStandardItem, QStandardItemModel
 from qtpy.QtWidgets import QComboBox, QSizePolicy, QStyle, QStyleOptionComboBox, QStylePainter, QWidget
 
+_BESIDE_TEXT = 4
+"""Pixels that styles leave free beside the text."""
+
 
 class Choice(NamedTuple):
     """A title, what it stands for, and an explanation."""
@@ -113,11 +116,16 @@ class GroupedBox(QComboBox):
         return (same or choosable or [-1])[0]
 
     def paintEvent(self, event: Any) -> None:
-        """Without the indent that tells choices from headings in the list."""
+        """Without the indent that tells choices from headings in the list; with an ellipsis where room is short."""
         painter = QStylePainter(self)
         option = QStyleOptionComboBox()
         self.initStyleOption(option)
-        option.currentText = option.currentText.strip()
+        field = self.style().subControlRect(
+            QStyle.ComplexControl.CC_ComboBox, option, QStyle.SubControl.SC_ComboBoxEditField, self
+        )
+        option.currentText = option.fontMetrics.elidedText(
+            option.currentText.strip(), Qt.TextElideMode.ElideRight, field.width() - _BESIDE_TEXT
+        )
         painter.drawComplexControl(QStyle.ComplexControl.CC_ComboBox, option)
         painter.drawControl(QStyle.ControlElement.CE_ComboBoxLabel, option)
 
@@ -128,4 +136,6 @@ class GroupedBox(QComboBox):
     def _explain(self) -> None:
         index = self.currentIndex()
         choice = self._choices[index] if 0 <= index < len(self._choices) else None
-        self.setToolTip(choice.tip if choice is not None and choice.tip else self._tip)
+        tip = choice.tip if choice is not None and choice.tip else self._tip
+        # Where a long title is cut, this is where it can be read.
+        self.setToolTip(tip if choice is None else f"{choice.title}: {tip}" if tip else choice.title)

@@ -12,6 +12,15 @@ from cease_core.models.shelf import ShelvedModel, entry
 from cease_core.tasks import TASKS
 
 UNKNOWN = "–"
+_NOT_SAID = ("", "unknown")
+
+ORIGINS = {
+    "monai": "Network of MONAI",
+    "nnunet": "Trained by nnU-Net",
+    "torchscript": "TorchScript program",
+    "exported": "Program of torch.export",
+    "registered": "Registered in this Python process",
+}
 
 
 def in_255(epsilon: float) -> str:
@@ -52,12 +61,13 @@ def card_html(model: ShelvedModel) -> str:
         ("Robustness", _robustness(model)),
         ("Segments", _classes(card)),
         ("Takes", _input(card)),
+        ("Made elsewhere", _foreign(card)),
         ("Data", _data(card)),
         ("Training", _training(card)),
         ("Auxiliary tasks", _tasks(card)),
         ("Notes", iter([escape(card.notes)] if card.notes else [])),
     )
-    parts = [f"<p><b>{escape(card.title)}</b><br>{escape(card.name)} · licence {escape(card.licence)}</p>"]
+    parts = [f"<p><b>{escape(card.title)}</b><br>{escape(card.name)}{_licence(' · ', card.licence)}</p>"]
     for title, lines in sections:
         body = "<br>".join(lines)
         if body:
@@ -99,13 +109,33 @@ def _input(card: ModelCard) -> Iterator[str]:
         yield f"Trained at voxels of {' × '.join(f'{s:g}' for s in card.spacing)} mm"
 
 
+def _foreign(card: ModelCard) -> Iterator[str]:
+    asked = card.foreign
+    if asked is None:
+        return
+    yield escape(f"{ORIGINS[asked.kind]}: {card.architecture}")
+    if any(asked.spacing):
+        sizes = " × ".join(f"{s:g}" if s else "own" for s in asked.spacing)
+        yield f"Scans are resampled to {sizes} mm, and masks come back onto the scan"
+    if asked.window:
+        yield f"Sees windows of {' × '.join(str(w) for w in asked.window)} at once"
+    if asked.steps:
+        yield f"Intensities: {', '.join(step.kind for step in asked.steps)}"
+
+
 def _data(card: ModelCard) -> Iterator[str]:
     if card.data is None:
         return
-    yield f"{escape(card.data.name)}, licence {escape(card.data.licence)}"
-    yield escape(card.data.source)
+    yield f"{escape(card.data.name)}{_licence(', ', card.data.licence)}"
+    if card.data.source not in _NOT_SAID:
+        yield escape(card.data.source)
     if card.data.train:
         yield f"{len(card.data.train)} cases to learn from, {len(card.data.validation)} held out"
+
+
+def _licence(before: str, licence: str) -> str:
+    """Behind what it is of; nothing where nobody has said."""
+    return "" if licence in _NOT_SAID else f"{before}licence {escape(licence)}"
 
 
 def _training(card: ModelCard) -> Iterator[str]:

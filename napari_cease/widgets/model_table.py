@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
 from cease_core.models.shelf import ShelvedModel
 from napari_cease.widgets.model_card import UNKNOWN, dice, in_255, measured_text, takes_text
+from napari_cease.widgets.parts import BESIDE_HEADER, dress_header
 
 MODEL_MIME = "application/x-napari-cease-model"
 """What is dragged: the path of a model's folder, in UTF-8."""
@@ -21,7 +22,7 @@ FIGURES = 3
 """Columns that stand in the narrowest dock too, with rows of two lines."""
 
 _WIDEST_TITLE, _WIDEST_TEXT = 260, 150
-_BESIDE_TEXT, _BESIDE_HEADER = 14, 30  # margins; a header keeps room for the arrow of its order
+_BESIDE_TEXT = 14  # margins
 
 
 class Column(NamedTuple):
@@ -252,6 +253,7 @@ class ModelView(QTableView):
         header.setMinimumSectionSize(24)
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
+        dress_header(header)
         self.setSortingEnabled(True)
         self.sortByColumn(0, Qt.SortOrder.AscendingOrder)
         self.doubleClicked.connect(self.try_pressed)
@@ -277,7 +279,7 @@ class ModelView(QTableView):
         return max(min(max(texts, default=0) + _BESIDE_TEXT, widest), self._header(column))
 
     def _header(self, column: int) -> int:
-        return int(self.fontMetrics().horizontalAdvance(COLUMNS[column].title)) + _BESIDE_HEADER
+        return int(self.fontMetrics().horizontalAdvance(COLUMNS[column].title)) + BESIDE_HEADER
 
     def resizeEvent(self, event: Any) -> None:
         """More or less room."""

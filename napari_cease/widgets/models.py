@@ -31,13 +31,14 @@ from qtpy.QtWidgets import (
 )
 
 from cease_core.errors import CeaseError
+from cease_core.models.foreign.drafts import Choices, Question
+from cease_core.models.importing import Imported, Source, import_any, source_of
 from cease_core.models.library import user_library
 from cease_core.models.shelf import (
     NameTakenError,
     ShelvedModel,
     delete_model,
     export_model,
-    import_model,
     import_source,
     rename_model,
     restore,
@@ -48,13 +49,17 @@ from napari_cease.explorer import takes
 from napari_cease.geometry import scan_of_layer
 from napari_cease.jobs.worker import Worker
 from napari_cease.layers import role_of
+from napari_cease.widgets.import_form import ask_about, ask_consent
 from napari_cease.widgets.model_card import card_html, takes_text
 from napari_cease.widgets.model_table import MODEL, ModelFilter, ModelTable, ModelView, dragged_model
 from napari_cease.widgets.window import canvas, main_window
 
 log = logging.getLogger(__name__)
 
-IMPORTABLE = "Models (*.zip model.safetensors card.json);;All files (*)"
+IMPORTABLE = "Models (*.zip *.safetensors *.pt *.pth *.ts *.pt2 card.json metadata.json plans.json);;All files (*)"
+IMPORT_TIP = "Take a model into your library: of this program, MONAI, nnU-Net, TorchScript, torch.export, or weights"
+INSIDE = {"metadata.json": 2, "plans.json": 1}
+"""Files that stand for the folder that many levels above, of a MONAI bundle and of nnU-Net's results."""
 READ_ONLY = "This model came with the program and cannot be changed"
 
 
@@ -63,6 +68,14 @@ class Change(NamedTuple):
 
     sentence: str
     back: Callable[[], Path]
+
+
+class ConsentNeededError(CeaseError):
+    """A file may run code, and the user has not yet been asked."""
+
+    def __init__(self, question: Question) -> None:
+        super().__init__(question.why)
+        self.question = question
 
 
 class ModelsDock(QWidget):
@@ -75,9 +88,12 @@ class ModelsDock(QWidget):
 
     Attributes
     ----------
-    ask_open, ask_save, ask_name
-        What asks the user for a file to import, a file to export to (given a proposal), and another name (given a
-        sentence and a proposal); each returns None if the user would rather not.
+    ask_open, ask_save, ask_name, ask_about
+        What asks the user for a file to import, a file to export to (given a proposal), another name (given a sentence
+        and a proposal), and what the file does not tell (given the file, its kind, what is known and why the last
+        attempt failed); each returns None if the user would rather not.
+    ask_consent
+        Whether the user agrees to open a file that may run code.
     current_scan
         Says which scan a model is tried on; None if there is none.
     """
@@ -93,6 +109,8 @@ class ModelsDock(QWidget):
         self.ask_open: Callable[[], Path | None] = self._dialog_open
         self.ask_save: Callable[[Path], Path | None] = self._dialog_save
         self.ask_name: Callable[[str, str], str | None] = self._dialog_name
+        self.ask_about: Callable[[Path, Source, Choices, str], Choices | None] = self._dialog_about
+        self.ask_consent: Callable[[Question], bool] = lambda question: ask_consent(question, self)
         self.current_scan: Callable[[], Scan | None] = self._scan_of_viewer
         self._changes: list[Change] = []
         self._worker: Worker | None = None
@@ -135,7 +153,10 @@ class ModelsDock(QWidget):
         column.addWidget(split, 1)
 
         self.try_button = _button("Try on the current scan", "Open the model on the scan in the viewer (Enter)")
-        self.import_button = _button("Import…", "Copy a model folder, or a zip of one, into your library")
+        self.import_button = _button(
+            "Import…",
+            IMPORT_TIP,
+        )
         self.export_button = _button("Export…", "Write the model as a zip that others can import")
         self.rename_button = _button("Rename", "Give the model another title (F2)")
         self.delete_button = _button("Delete", "Move the model to the trash; can be undone (Del)")
@@ -356,23 +377,52 @@ class ModelsDock(QWidget):
             self._place = source.parent
             self.import_from(source)
 
-    def import_from(self, source: Path, name: str | None = None) -> None:
+    def import_from(self, source: Path, choices: Choices | None = None) -> None:
         """Import a model; the window goes on meanwhile."""
+        if source.name in INSIDE:
+            source = source.parents[INSIDE[source.name] - 1]
+        try:
+            kind = source_of(import_source(source))
+        except CeaseError as error:
+            show_error(str(error))
+            return
+        if choices is None and kind in ("program", "weights"):
+            choices = self.ask_about(source, kind, Choices(), "")
+            if choices is None:
+                return
+        self._try_import(source, kind, choices or Choices(), frozenset())
 
-        def done(result: Path | CeaseError) -> None:
-            if isinstance(result, NameTakenError):
+    def _try_import(self, source: Path, kind: Source, choices: Choices, agreed: frozenset[str]) -> None:
+        def consent(question: Question) -> bool:
+            # The worker cannot ask: it gives up, the window asks, and the work begins anew.
+            if question.sha256 not in agreed:
+                raise ConsentNeededError(question)
+            return True
+
+        def done(result: Imported | CeaseError) -> None:
+            if isinstance(result, ConsentNeededError):
+                if self.ask_consent(result.question):
+                    self._try_import(source, kind, choices, agreed | {result.question.sha256})
+            elif isinstance(result, NameTakenError):
                 other = self.ask_name(str(result), result.free)
                 if other is not None:
-                    self.import_from(source, other.strip())
+                    named = choices.model_copy(update={"name": other.strip()})
+                    self._try_import(source, kind, named, agreed)
+            elif isinstance(result, CeaseError) and kind != "own":
+                more = self.ask_about(source, kind, choices, str(result))
+                if more is not None:
+                    self._try_import(source, kind, more, agreed)
             elif isinstance(result, CeaseError):
                 show_error(str(result))
             else:
                 self.filter.clear()
                 self.refresh()
-                self.choose(result)
-                show_info(f"Imported {self.chosen.card.title if self.chosen else result.name}.")
+                self.choose(result.folder)
+                title = self.chosen.card.title if self.chosen else result.folder.name
+                show_info(" ".join((f"Imported {title}.", *result.remarks)))
 
-        self._start(f"Importing {import_source(source).name}…", lambda: import_model(source, name=name), done)
+        doing = f"Importing {import_source(source).name}…"
+        self._start(doing, lambda: import_any(source, choices, consent), done)
 
     def _export(self) -> None:
         model = self.chosen
@@ -389,7 +439,7 @@ class ModelsDock(QWidget):
 
         self._start(f"Exporting {model.card.title}…", lambda: export_model(folder, target), done)
 
-    def _start(self, doing: str, work: Callable[[], Path], done: Callable[[Any], None]) -> None:
+    def _start(self, doing: str, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         if self._worker is not None:
             show_info(f"{self.note.text()} Wait for its end, then try again.")
             return
@@ -428,9 +478,12 @@ class ModelsDock(QWidget):
 
     def _dialog_open(self) -> Path | None:
         path, _ = QFileDialog.getOpenFileName(
-            self, "Import a zip, or the weights in a model folder", str(self._place), IMPORTABLE
+            self, "Import a model: its file, a zip, or a file in its folder", str(self._place), IMPORTABLE
         )
         return Path(path) if path else None
+
+    def _dialog_about(self, source: Path, kind: Source, choices: Choices, fault: str) -> Choices | None:
+        return ask_about(source, kind, choices, fault, self)
 
     def _dialog_save(self, proposed: Path) -> Path | None:
         path, _ = QFileDialog.getSaveFileName(self, "Export a model", str(proposed), "Zip archives (*.zip)")
@@ -485,6 +538,7 @@ class ModelsDock(QWidget):
         """A dock that loses its parent has been removed."""
         if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None and self.isHidden():
             self.shutdown()
+            self.deleteLater()  # which napari leaves to the dock
         return bool(super().event(event))
 
     def showEvent(self, event: Any) -> None:

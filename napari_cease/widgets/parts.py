@@ -9,11 +9,13 @@ from typing import Any
 import pyqtgraph as pg
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
+    QAbstractItemView,
     QAbstractSpinBox,
     QDoubleSpinBox,
     QFormLayout,
     QFrame,
     QHBoxLayout,
+    QHeaderView,
     QLabel,
     QPushButton,
     QSizePolicy,
@@ -119,11 +121,20 @@ def whole(least: int, most: int, tip: str) -> QSpinBox:
 
 def real(least: float, most: float, digits: int, unit: str, tip: str) -> QDoubleSpinBox:
     """A number with its unit."""
-    box = QDoubleSpinBox()
+    box = _Real()
     box.setDecimals(digits)
     box.setRange(least, most)
     box.setSuffix(unit)
     return _dress_box(box, tip)
+
+
+class _Real(QDoubleSpinBox):
+    """Without zeros at the end."""
+
+    def textFromValue(self, value: float) -> str:
+        text: str = super().textFromValue(value)
+        point: str = self.locale().decimalPoint()
+        return text.rstrip("0").rstrip(point) if point in text else text
 
 
 def _dress_box(box: QAbstractSpinBox, tip: str) -> Any:
@@ -132,6 +143,23 @@ def _dress_box(box: QAbstractSpinBox, tip: str) -> Any:
     box.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)
     modest(box)
     return box
+
+
+BESIDE_HEADER = 24
+"""Pixels of a header beside its title: margins, and the arrow of its order."""
+
+
+def dress_header(header: QHeaderView) -> None:
+    """Keep room for the arrow of a table's order, which napari's style draws over the title."""
+    header.setStyleSheet("QHeaderView::section { padding: 2px 15px 2px 2px; }")
+
+
+def outline_boxes(view: QAbstractItemView) -> None:
+    """Draw a line around boxes without a tick, which the dark theme draws dark on dark."""
+    view.setStyleSheet(
+        "QAbstractItemView::indicator:unchecked "
+        "{ border: 1px solid #808080; border-radius: 2px; width: 11px; height: 11px; }"
+    )
 
 
 def rule() -> QFrame:
@@ -143,10 +171,43 @@ def rule() -> QFrame:
     return line
 
 
-def paint_plot(plot: pg.PlotWidget, text: str, ground: str) -> None:
-    """Axes and labels in the theme's text colour, on its background."""
-    plot.setBackground(ground)
-    for name in ("bottom", "left"):
-        axis = plot.getPlotItem().getAxis(name)
-        axis.setPen(text)
-        axis.setTextPen(text)
+def own_menu(plot: pg.PlotItem, owner: QWidget) -> None:
+    """Let a plot's menu, which pyqtgraph makes even if it is never shown, end with a widget.
+
+    Without a parent it would be a window that outlives all others.
+    """
+    plot.ctrlMenu.setParent(owner, plot.ctrlMenu.windowFlags())
+
+
+class SmallPlot(pg.PlotWidget):
+    """A plot to look at, not to handle: no menu, no buttons, no zoom.
+
+    Parameters
+    ----------
+    height
+        Pixels.
+    """
+
+    def __init__(self, height: int, parent: QWidget | None = None) -> None:
+        super().__init__(parent, background=None, enableMenu=False)
+        own_menu(self.getPlotItem(), self)
+        self.setFixedHeight(height)
+        self.setMouseEnabled(False, False)
+        self.hideButtons()
+        self.getPlotItem().showGrid(x=True, y=True, alpha=0.2)
+
+    def show_dice(self, title: str) -> None:
+        """Let the axis on the left be one of Dice, from 0 to 1."""
+        self.setLabel("left", title)
+        self.setYRange(0, 1, padding=0.06)
+        left = self.getPlotItem().getAxis("left")
+        left.setStyle(hideOverlappingLabels=False)  # or 0 and 1 vanish at the ends
+        left.setTicks([[(v, f"{v:g}") for v in (0, 0.25, 0.5, 0.75, 1)]])
+
+    def set_colours(self, text: str, ground: str) -> None:
+        """Axes and labels in the theme's text colour, on its background."""
+        self.setBackground(ground)
+        for name in ("bottom", "left"):
+            axis = self.getPlotItem().getAxis(name)
+            axis.setPen(text)
+            axis.setTextPen(text)

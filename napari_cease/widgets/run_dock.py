@@ -81,6 +81,7 @@ class RunDock(QScrollArea):
         """A dock that loses its parent has been removed."""
         if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None and self.isHidden():
             self.shutdown()
+            self.deleteLater()  # which napari leaves to the dock
         return bool(super().event(event))
 
     def closeEvent(self, event: Any) -> None:

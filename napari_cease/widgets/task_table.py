@@ -17,7 +17,7 @@ from qtpy.QtWidgets import (
 
 from cease_core.tasks import TASKS
 from cease_core.tasks.relevance import Relevance, Selection
-from napari_cease.widgets.parts import words
+from napari_cease.widgets.parts import outline_boxes, words
 
 
 class TaskTable(QWidget):
@@ -61,6 +61,7 @@ class TaskTable(QWidget):
         header.setSectionResizeMode(3, QHeaderView.ResizeMode.Stretch)
         header.setMinimumSectionSize(28)
         self.table.setFixedHeight(220)
+        outline_boxes(self.table)
         self.table.setAccessibleName("Auxiliary tasks")
         column.addWidget(self.table)
         self.note = words()

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import napari
 from napari.utils.notifications import show_error, show_info
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QMenu, QMessageBox, QProgressBar, QPushButton
+from qtpy.QtWidgets import QCheckBox, QMenu, QMessageBox, QProgressBar, QPushButton
 
 from cease_core.errors import CeaseError
 from napari_cease.jobs.training import Run, find_runs
-from napari_cease.layers import role_of
+from napari_cease.layers import TrainingLayers, role_of
 from napari_cease.trainer import Trainer
 from napari_cease.training_session import TrainingSession
 from napari_cease.widgets.fold import Fold
@@ -58,6 +58,7 @@ class TrainDock(RunDock):
         self._remark = ""
         self.form = TrainingForm(self.session, napari_viewer, lambda question: self.ask_folder(question))
         self.trainer = Trainer(self.session, self.form.pairs, self)
+        self.layers = TrainingLayers(napari_viewer, self._on_layers_gone)
         self._build()
         self._connect()
         self.watch()
@@ -79,6 +80,14 @@ class TrainDock(RunDock):
         self.pictures = PreviewPictures()
         self.pictures.hide()
         column.addWidget(self.pictures)
+        self.in_viewer = QCheckBox("Show in the viewer too")
+        self.in_viewer.setToolTip(
+            "Layers with a validation case, its mask under attack and the truth, below what is open; "
+            "brought up to date after each epoch"
+        )
+        self.in_viewer.setChecked(True)
+        self.in_viewer.hide()
+        column.addWidget(self.in_viewer)
         self.curves = TrainingCurves()
         self.curves.hide()
         column.addWidget(self.curves)
@@ -131,6 +140,7 @@ class TrainDock(RunDock):
         t.checked.connect(self._on_checked)
         t.refreshed.connect(self._on_refreshed)
         t.previewed.connect(self._on_preview)
+        self.in_viewer.toggled.connect(self._show_layers)
         t.trained.connect(self._on_trained)
         t.failed.connect(self._on_failed)
         for name in ("preset", "tasks"):
@@ -138,7 +148,7 @@ class TrainDock(RunDock):
         layers = self.viewer.layers.events
         for event in (layers.inserted, layers.removed, layers.renamed):
             event.connect(self._on_layers)
-        self.destroyed.connect(lambda *_, worker=t.worker: worker.shutdown(0))
+        t.worker.end_with(self)
 
     def _on_layers(self, event: Any = None) -> None:
         layer = getattr(event, "value", None)
@@ -232,7 +242,11 @@ class TrainDock(RunDock):
         else:
             self.curves.forget()
         self.curves.setVisible(bool(s.history or s.losses))
-        self.pictures.setVisible(t.preview is not None)
+        for part in (self.pictures, self.in_viewer):
+            part.setVisible(t.preview is not None)
+        if t.preview is None:
+            # Another run, or none; what a finished one has shown last stays.
+            self.layers.close()
         self._on_chosen()
         self._fold()
         self._enable()
@@ -248,8 +262,17 @@ class TrainDock(RunDock):
 
     def _on_preview(self, preview: Any) -> None:
         self.pictures.show_preview(preview)
-        self.pictures.show()
         self.preview.emit(preview)
+        self._show_layers(self.in_viewer.isChecked())
+
+    def _show_layers(self, shown: bool) -> None:
+        if not shown:
+            self.layers.close()
+        elif self.trainer.preview is not None:
+            self.layers.show(self.trainer.preview)
+
+    def _on_layers_gone(self) -> None:
+        self.in_viewer.setChecked(False)
 
     def _on_trained(self, model: Path) -> None:
         show_info(f"{model.name} is in the library.")
@@ -312,6 +335,7 @@ class TrainDock(RunDock):
         layers = self.viewer.layers.events
         for event in (layers.inserted, layers.removed, layers.renamed):
             event.disconnect(self._on_layers)
+        self.layers.release()
         self.trainer.shutdown()
 
     def showEvent(self, event: Any) -> None:

@@ -16,7 +16,7 @@ from cease_core.models.card import PALETTE
 from napari_cease.jobs.training import Preview
 from napari_cease.training_session import Epoch
 from napari_cease.units import LEVELS
-from napari_cease.widgets.parts import escape, paint_plot, words
+from napari_cease.widgets.parts import SmallPlot, escape, words
 
 # Okabe and Ito's palette, as everywhere; a symbol or a dash tells lines apart without colour, too.
 CLEAN, ATTACKED = "#56B4E9", "#D55E00"
@@ -36,14 +36,7 @@ class Curve(QWidget):
         super().__init__(parent)
         self.setToolTip(tip)
         self.setAccessibleName(title)
-        self.plot = pg.PlotWidget(background=None, enableMenu=False)
-        # The menu that is never shown has no parent, and would outlive the window.
-        menu = self.plot.getPlotItem().ctrlMenu
-        menu.setParent(self.plot, menu.windowFlags())
-        self.plot.setFixedHeight(HEIGHT)
-        self.plot.setMouseEnabled(False, False)
-        self.plot.hideButtons()
-        self.plot.getPlotItem().showGrid(x=True, y=True, alpha=0.2)
+        self.plot = SmallPlot(HEIGHT)
         self.plot.setLabel("left", title)
         left = self.plot.getPlotItem().getAxis("left")
         left.setWidth(LEFT)  # the plots' epochs stand under each other
@@ -93,7 +86,7 @@ class Curve(QWidget):
     def set_colours(self, text: str, ground: str) -> None:
         """Axes and labels in the theme's text colour, on its background."""
         self._text = text
-        paint_plot(self.plot, text, ground)
+        self.plot.set_colours(text, ground)
         self._dress()
 
     def _drop(self, name: str) -> None:

@@ -33,7 +33,7 @@ from napari_cease.trainer import labelled, pair_of
 from napari_cease.training_session import TrainingSession
 from napari_cease.widgets.fold import Fold
 from napari_cease.widgets.grouped_box import Choice, GroupedBox
-from napari_cease.widgets.parts import align, browse_button, empty_form, real, row, tip_of, whole, words
+from napari_cease.widgets.parts import align, browse_button, empty_form, outline_boxes, real, row, tip_of, whole, words
 
 AUTO = "auto"
 RANDOM = "random weights"
@@ -55,7 +55,7 @@ _TITLES = {
     "ddc_at": "DDC AT",
     "vaft": "VAFT",
 }
-_UNITS = {"epochs": "epochs", "minutes": "minutes", "gradients": "gradient computations"}
+_UNITS = {"epochs": "epochs", "minutes": "minutes", "gradients": "gradients"}
 
 
 class TrainingForm(QWidget):
@@ -131,6 +131,7 @@ class TrainingForm(QWidget):
         form.addRow(self.folder_label, row(self.folder, self.browse))
         self.layers = QListWidget()
         self.layers.setFixedHeight(76)
+        outline_boxes(self.layers)
         self.layers.setToolTip("Images of the viewer that have a labels layer; those with a tick are trained on")
         self.layers.setAccessibleName("Labelled layers")
         self.layers_label = QLabel("Layers")
@@ -188,14 +189,15 @@ class TrainingForm(QWidget):
         self.level_label = QLabel("ε")
         form.addRow(self.level_label, self.level)
         self.length = GroupedBox(
-            "What limits the training; within as many gradient computations costly defences get fewer epochs"
+            "What limits the training; a gradient is one computation on one image, and within as many of them costly "
+            "defences get fewer epochs"
         )
         self.length.offer({"": [Choice(title, unit) for unit, title in _UNITS.items()]}, self.session.length)
         self._bind("length", self.length, self.length.chosen, self.length.show_value, lambda: self.length.value)
         self.amount = whole(1, 10**9, "How long to train")
         self.amount.editingFinished.connect(self._on_amount)
         self.amount.valueChanged.connect(self._on_amount)
-        self.length.setMinimumWidth(90)
+        self.length.setMinimumWidth(124)
         form.addRow("Length", row(self.amount, self.length))
         self.batch = whole(1, 4096, "Images a step; auto follows from the data")
         self.batch.setSpecialValueText(AUTO)
@@ -204,7 +206,8 @@ class TrainingForm(QWidget):
         self.patch.setPlaceholderText(AUTO)
         self.patch.setToolTip("Size of the training images in voxels, such as 64 × 64; auto follows from the data")
         self._bind("patch", self.patch, self.patch.editingFinished, self._show_patch, self._read_patch)
-        form.addRow("Batch", row(self.batch, QLabel("Patch"), self.patch))
+        form.addRow("Batch", self.batch)
+        form.addRow("Patch", self.patch)
         self.title = QLineEdit()
         self.title.setToolTip("What the model is called; empty for a name made of data and defence")
         self._bind(

@@ -93,8 +93,8 @@ def volume() -> tuple[Scan, LabelArray]:
 
 
 def worker_threads() -> list[threading.Thread]:
-    """The explorer's threads that are alive."""
-    return [t for t in threading.enumerate() if t.name == "cease-worker"]
+    """The docks' threads that are alive."""
+    return [t for t in threading.enumerate() if t.name.startswith("cease-")]
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +103,12 @@ def _no_thread_is_left() -> Iterator[None]:
     for thread in worker_threads():
         thread.join(10)
     assert not worker_threads()
+
+
+@pytest.fixture(autouse=True)
+def _no_widget_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a napari window that was closed: its fixture looks, and fails where something is."""
+    monkeypatch.setenv("NAPARI_STRICT_QT", "raise")
 
 
 Show = Callable[[tuple[Scan, LabelArray | None]], tuple[Any, Any]]

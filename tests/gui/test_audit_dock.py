@@ -12,6 +12,7 @@ import filelock
 import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QApplication
 from tiny_audit import CARDIAC, MODELS, TINY, whole
 
 from cease_core.evaluation.audit import load_audit
@@ -24,8 +25,8 @@ from napari_cease.widgets.audit_table import COLUMNS
 
 WAIT = 120_000
 TABLE = ("table.csv", "probes.csv", "cases.csv")
-MODEL, ATTACK, EPSILON, DICE = (
-    [c.title for c in COLUMNS].index(title) for title in ("Model", "Attack", "ε", "Dice")
+MODEL, ATTACK, EPSILON, DICE, CASE = (
+    [c.title for c in COLUMNS].index(title) for title in ("Model", "Attack", "ε", "Dice", "Case")
 )  # fmt: skip
 
 
@@ -368,8 +369,30 @@ def test_nothing_is_wider_than_the_narrowest_dock(dock, done):
     assert dock.widget().minimumSizeHint().width() <= 320
     dock.open_audit(done)
     assert dock.widget().minimumSizeHint().width() <= 320 - dock.verticalScrollBar().sizeHint().width()
-    shown = sum(dock.view.columnWidth(column) for column in (MODEL, ATTACK, EPSILON, DICE))
+    shown = sum(dock.view.columnWidth(column) for column in (MODEL, ATTACK, EPSILON, DICE, CASE))
     assert shown <= dock.view.viewport().width()
+
+
+def test_a_wide_table_shows_all_words_and_fills_its_room(dock, done):
+    dock.open_audit(done)
+    dock.window().resize(1400, 900)
+    QApplication.processEvents()
+    view = dock.view
+    for row in dock.session.rows:
+        needed = view.fontMetrics().horizontalAdvance(dock.table.text(row, ATTACK))
+        assert needed < view.columnWidth(ATTACK)
+    assert view.horizontalHeader().length() == view.viewport().width()
+
+
+def test_curves_have_the_intervals_of_the_report(dock, done):
+    dock.open_audit(done)
+    for model in dock.session.summary.models:
+        band = dock.curves.bands[dock.session.results.titles[model.name]]
+        low, high = (curve.getData()[1] for curve in band.curves)
+        assert [*zip(low, high, strict=True)] == [(point.low, point.high) for point in model.curve.points]
+    assert "95 % interval" in dock.curves.legend.text()
+    dock.auditor.let_go()
+    assert not dock.curves.bands
 
 
 def test_every_control_has_a_tip_and_takes_the_keyboard(dock):

@@ -20,7 +20,7 @@ CARDIAC = SAMPLES["cardiac"].scan.parent.parent
 
 @pytest.fixture
 def viewer(make_napari_viewer: Any) -> Iterator[Any]:
-    made = make_napari_viewer(strict_qt=True)
+    made = make_napari_viewer()
     yield made
     for dock in list(made.window.dock_widgets.values()):
         if hasattr(dock, "shutdown"):

@@ -43,8 +43,9 @@ def ours(viewer):
     return [layer for layer in viewer.layers if role_of(layer)[0] not in (None, "scan", "labels")]
 
 
-def alive():
-    return [t for t in threading.enumerate() if t.name == "cease-worker"]
+def alive(name="cease-worker"):
+    """Threads that compute; with another name, those whose name begins so."""
+    return [t for t in threading.enumerate() if t.name.startswith(name)]
 
 
 # --- the way through ---
@@ -504,7 +505,7 @@ def test_closing_the_dock_while_it_runs_and_opening_it_again(running, choose, qt
         viewer.window.remove_dock_widget(dock)
     else:
         holder_of(viewer, dock).destroyOnClose()
-    qtbot.waitUntil(lambda: not alive(), timeout=WAIT)
+    qtbot.waitUntil(lambda: not alive("cease-"), timeout=WAIT)
     assert [x for x in viewer.layers if x in mine] == list(viewer.layers)
     again = AttackExplorer(viewer)
     again.session.tune(steps=2)
@@ -532,4 +533,4 @@ def test_closing_the_window_while_it_runs(running, qtbot):
     viewer, dock, _ = running
     viewer.close()
     del dock
-    qtbot.waitUntil(lambda: not alive(), timeout=WAIT)
+    qtbot.waitUntil(lambda: not alive("cease-"), timeout=WAIT)

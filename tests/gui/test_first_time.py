@@ -53,7 +53,7 @@ def test_train_compare_audit_and_look_at_the_worst(
     train = bring(demo, "Train", Train)
     train.ask_folder = lambda _: HEARTS
     click(train.form.browse)
-    tiny(train.session, test=0.4)
+    tiny(train.session, test=train.session.test)
     until(lambda: train.trainer.present is not None)
     click(train.start)
     until(lambda: train.session.state == "finished")

@@ -8,6 +8,7 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from qtpy.QtWidgets import QApplication, QLineEdit
 from safetensors.torch import load_file
 
 from cease_core.models import find_model
+from cease_core.models.foreign.drafts import Choices
 from cease_core.models.library import SHIPPED
 from cease_core.models.shelf import ROBUSTNESS, import_model
+from napari_cease.widgets.model_card import card_html
 from napari_cease.widgets.model_table import COLUMNS, MODEL, MODEL_MIME
 from napari_cease.widgets.models import ModelsDock
 
@@ -159,6 +162,14 @@ def test_a_card_in_words(dock) -> None:
     assert "Lost more than 0.02 of the clean Dice" in dock.card.toPlainText()
 
 
+def test_a_card_keeps_silent_on_a_licence_and_a_source_that_nobody_has_noted(dock) -> None:
+    card = dock.chosen.card
+    data = card.data.model_copy(update={"name": "My scans", "source": "unknown", "licence": "unknown"})
+    own = replace(dock.chosen, card=card.model_copy(update={"licence": "unknown", "data": data}))
+    assert "My scans" in card_html(own)
+    assert "unknown" not in card_html(own)
+
+
 def test_nothing_is_clipped_in_a_narrow_dock_and_more_appears_in_a_wide_one(dock, qtbot) -> None:
     header, main = dock.view.horizontalHeader(), dock.window()
     for width, columns in ((320, 3), (1600, len(COLUMNS))):
@@ -284,7 +295,7 @@ def test_a_file_dropped_on_the_dock_is_imported(dock, tmp_path, qtbot) -> None:
 
 
 def test_closing_the_dock_while_a_model_comes_in(dock, shelf_folder) -> None:
-    dock.import_from(SHIPPED / "hippocampus-defended", "late")
+    dock.import_from(SHIPPED / "hippocampus-defended", Choices(name="late"))
     dock.shutdown()
     assert not [t for t in threading.enumerate() if t.name == "cease-worker"]
     late = [p for p in shelf_folder.iterdir() if p.name != "mine"]
@@ -384,7 +395,7 @@ def test_enter_tries_the_model_on_the_scan(dock, picture, volume, show_layers, q
 
 
 def test_in_a_napari_window_a_row_is_dragged_onto_the_canvas(make_napari_viewer, picture, show_layers, qtbot) -> None:
-    viewer = make_napari_viewer(show=True, strict_qt=True)
+    viewer = make_napari_viewer(show=True)
     dock = ModelsDock(viewer)
     viewer.window.add_dock_widget(dock, name="Models", area="right")
     show_layers(viewer, *picture)

@@ -14,6 +14,7 @@ WAIT = 20_000
 @pytest.fixture
 def window(dock_in, picture, show_layers, library, qtbot):
     viewer, dock = dock_in(show=True)
+    viewer.window._qt_window.resize(1500, 900)  # panes with room for their titles
     dock.session.tune(steps=2)
     image, mask = show_layers(viewer, *picture)
     dock.choose(image, mask, *(library / f"polyp-{side}" for side in SIDES))

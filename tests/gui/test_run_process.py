@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import filelock
 import pytest
 
+from cease_core.errors import CeaseError
 from napari_cease.jobs import process
-from napari_cease.jobs.process import LOG, RECORD, Detached
+from napari_cease.jobs.process import LOG, RECORD, START, Detached
 
 SILENT = "import time; time.sleep(60)"
 TELLING = """
@@ -50,6 +52,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 @pytest.fixture
 def in_another_window(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From here on nothing is known of processes but what is in their folders."""
+    monkeypatch.setattr(process, "PATIENCE", 0.1)
     return lambda: monkeypatch.setattr(process, "_children", {})
 
 
@@ -68,6 +71,16 @@ def test_it_is_found_before_it_has_told_anything(start, in_another_window) -> No
     detached.kill()
     assert not detached.look().alive
     assert detached.why(detached.look().code) == "it was killed, or the computer was restarted."
+
+
+def test_of_two_windows_that_start_at_once_one_does(start, in_another_window) -> None:
+    first = start(SILENT)
+    in_another_window()
+    with pytest.raises(CeaseError, match=r"another window has started a process on .* already; open the run"):
+        Detached(first.module, first.folder).start()
+    assert first.look().alive
+    with filelock.FileLock(first.folder / START), pytest.raises(CeaseError, match="another window"):
+        Detached(first.module, first.folder).start()
 
 
 def test_it_is_found_where_its_folder_was_moved(start, in_another_window) -> None:

