@@ -167,8 +167,8 @@ HEADLINES = (
 def _headline(study: Study) -> str:
     parts = ["## CEASE against plain adversarial training"]
     parts.append(
-        "Difference in worst Dice and in clean Dice, 95 % interval by bootstrap over files, Wilcoxon's signed-rank test, "
-        "no correction for many tests."
+        "Difference in worst Dice and in clean Dice, 95 % interval by bootstrap over files, Wilcoxon's signed-rank "
+        "test, no correction for many tests."
     )
     for arm, rival, begins in HEADLINES:
         parts += _compared(study, arm, rival, begins)
