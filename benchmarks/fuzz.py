@@ -201,6 +201,7 @@ def serve(target: Target, seeds: list[Seed], seed: int, connection: Connection) 
         while (index := connection.recv()) is not None:
             place = Path(scratch) / "input"
             os.environ["CEASE_MODELS"] = str(Path(scratch) / "home" / "models")
+            os.environ["CEASE_CONSENT"] = str(Path(scratch) / "home")
             path = written(made(target.name, seeds, seed, index), place)
             terminal.truncate(0)
             terminal.seek(0)
@@ -309,6 +310,7 @@ def one(target: Target, seed: int, index: int, folder: Path) -> None:
     """Write an input into a folder, and show what becomes of it here."""
     seeds = seeds_of(target)
     os.environ["CEASE_MODELS"] = str(folder / "library" / "models")
+    os.environ["CEASE_CONSENT"] = str(folder / "library")
     path = written(made(target.name, seeds, seed, index), folder / "input")
     print(path, flush=True)
     target.ask(path)

@@ -13,7 +13,7 @@ from typing import Any
 import napari
 from napari.layers import Image, Labels, Shapes
 from napari.utils.notifications import show_error, show_info
-from qtpy.QtWidgets import QFileDialog
+from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from cease_core.errors import CeaseError
 from cease_core.io import WRITABLE_LABELS
@@ -89,8 +89,23 @@ def _save_session() -> None:
     viewer = _viewer()
     keeper = explorer_of(viewer).keeper
     path = ask_where(viewer, "Save the session", Path.cwd() / f"session{SUFFIX}", SESSION_FILES)
-    if path is not None:
-        keeper.save_as(path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX))
+    if path is None:
+        return
+    if path.suffix != SUFFIX:
+        # The user was asked about the name as typed, not about this one.
+        path = path.with_name(path.name + SUFFIX)
+        if path.exists() and not _may_replace(viewer, path):
+            return
+    keeper.save_as(path)
+
+
+def _may_replace(viewer: Any, path: Path) -> bool:
+    buttons = QMessageBox.StandardButton.Yes | QMessageBox.StandardButton.No
+    asked = f"{path.name} already exists. Replace it?"
+    answer = QMessageBox.question(
+        main_window(viewer), "Save the session", asked, buttons, QMessageBox.StandardButton.No
+    )
+    return bool(answer == QMessageBox.StandardButton.Yes)
 
 
 def _open_session() -> None:

@@ -8,7 +8,8 @@ metadata; the user's layers are read and never changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer, Shapes
 from napari.utils.colormaps import Colormap, DirectLabelColormap, ensure_colormap
 from numpy.typing import NDArray
+from qtpy.QtCore import QTimer
 
 from cease_core.models import ModelCard
 from cease_core.scan import Scan
@@ -486,6 +488,7 @@ class TrainingLayers:
         self.viewer = viewer
         self._gone = gone
         self._changing = False
+        self._leaving = False
         viewer.layers.events.removed.connect(self._on_removed)
 
     def find(self, which: str) -> Any:
@@ -494,6 +497,8 @@ class TrainingLayers:
 
     def show(self, preview: Preview) -> None:
         """Show the newest picture: new layers at first, later the same with other values."""
+        if self._leaving:
+            return
         place = self._place(preview)
         first = self.find("scan") is None
         alone = not self.viewer.layers
@@ -505,26 +510,25 @@ class TrainingLayers:
             "mask": preview.attacked,
             "truth": preview.labels,
         }
-        self._changing = True
-        if first:
-            selected = set(self.viewer.layers.selection)
-            with self.viewer.layers.batched_update():
-                for at, (which, data) in enumerate(values.items()):
-                    self.viewer.layers.insert(at, self._make(which, data, place))
-            self.viewer.layers.selection = selected
-        for which, data in values.items():
-            layer = self.find(which)
-            layer.data = data
-            layer.scale, layer.translate = place["scale"], place["translate"]
-            if which != "scan":
-                layer.colormap = colours
-        told = f"epoch {preview.epoch} · ε {preview.epsilon * LEVELS:.3g}/{LEVELS} · Dice {preview.dice[1]:.2f}"
-        title = f"{self.TITLES['mask']} · {told}"
-        mask = self.find("mask")
-        mask.name = title if len(title) <= letters(self.viewer) else f"Training · Dice {preview.dice[1]:.2f}"
-        fit_title(self.viewer, mask)
-        self.find("scan").name = f"{self.TITLES['scan']} ({preview.case})"
-        self._changing = False
+        with self._at_work():
+            if first:
+                selected = set(self.viewer.layers.selection)
+                with self.viewer.layers.batched_update():
+                    for at, (which, data) in enumerate(values.items()):
+                        self.viewer.layers.insert(at, self._make(which, data, place))
+                self.viewer.layers.selection = selected
+            for which, data in values.items():
+                layer = self.find(which)
+                layer.data = data
+                layer.scale, layer.translate = place["scale"], place["translate"]
+                if which != "scan":
+                    layer.colormap = colours
+            told = f"epoch {preview.epoch} · ε {preview.epsilon * LEVELS:.3g}/{LEVELS} · Dice {preview.dice[1]:.2f}"
+            title = f"{self.TITLES['mask']} · {told}"
+            mask = self.find("mask")
+            mask.name = title if len(title) <= letters(self.viewer) else f"Training · Dice {preview.dice[1]:.2f}"
+            fit_title(self.viewer, mask)
+            self.find("scan").name = f"{self.TITLES['scan']} ({preview.case})"
         if alone:
             self.viewer.reset_view()
 
@@ -533,32 +537,50 @@ class TrainingLayers:
         ours = [x for x in self.viewer.layers if role_of(x)[0] == TRAINING]
         if not ours:
             return
-        self._changing = True
-        with self.viewer.layers.batched_update():
+        with self._at_work(), self.viewer.layers.batched_update():
             for layer in ours:
                 self.viewer.layers.remove(layer)
-        self._changing = False
 
     def release(self) -> None:
         """Take them away and stop listening to the viewer."""
         self.viewer.layers.events.removed.disconnect(self._on_removed)
+        self._leaving = False
         self.close()
 
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """What is removed meanwhile is not the user's doing."""
+        self._changing = True
+        try:
+            yield
+        finally:
+            self._changing = False
+
     def _on_removed(self, event: Any) -> None:
-        if not self._changing and role_of(event.value)[0] == TRAINING:
+        if self._changing or self._leaving or role_of(event.value)[0] != TRAINING:
+            return
+        # Later: of several layers that were selected, the user may be about to remove the others as well.
+        self._leaving = True
+        QTimer.singleShot(0, self._leave)
+
+    def _leave(self) -> None:
+        if self._leaving:
+            self._leaving = False
             self.close()
             self._gone()
 
     def _place(self, preview: Preview) -> dict[str, Any]:
         others = [x for x in self.viewer.layers if role_of(x)[0] != TRAINING]
         place: dict[str, Any] = {"scale": (1.0, 1.0), "translate": (0.0, 0.0), "units": ("pixel", "pixel")}
-        if others:
-            corners = np.stack([x.extent.world[:, -2:] for x in others])
-            low, high = corners[:, 0].min(axis=0), corners[:, 1].max(axis=0)
+        # Layers that hold nothing, such as new shapes, lie nowhere.
+        corners = [c for x in others if np.isfinite(c := x.extent.world[:, -2:]).all()]
+        if corners:
+            low, high = np.min(corners, axis=(0, 1)), np.max(corners, axis=(0, 1))
             spacing = max(float(high[1] - low[1]), 1e-6) / preview.image.shape[-1]
             gap = 0.04 * float(high[1] - low[1])
             place["scale"] = (spacing, spacing)
             place["translate"] = (high[0] + gap + spacing / 2, low[1] + spacing / 2)
+        if others:
             # Layers that disagree would leave the viewer without units.
             place["units"] = tuple(others[0].units[-2:])
         return place

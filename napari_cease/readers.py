@@ -61,7 +61,7 @@ def read_layers(path: PathLike | Sequence[PathLike]) -> list[LayerData]:
         If a scan cannot be read; its sentence is shown as a notification.
     """
     layers: list[LayerData] = []
-    seen: set[tuple[str, ...]] = set()
+    seen: set[tuple[object, ...] | None] = set()
     paths = _as_list(path)
     masks = [one for one in paths if is_segmentation(one)]
     for one in paths:
@@ -70,12 +70,21 @@ def read_layers(path: PathLike | Sequence[PathLike]) -> list[LayerData]:
         scan = open_scan(one)
         if "frames" in scan.metadata:
             _tell_of_frames(scan)
-        series = tuple(scan.metadata.get("files", ()))
-        if not series or series not in seen:
+        series = _series(one, scan)
+        if series is None or series not in seen:
             layers += scan_layers(scan)
         seen.add(series)
     scans = [options["metadata"]["cease"]["scan"] for _, options, _ in layers] + _shown_scans()
     return layers + [_mask_layer(one, scans) for one in masks]
+
+
+def _series(path: Path, scan: Scan) -> tuple[object, ...] | None:
+    """What tells a series of DICOM slices from any other; None for another file."""
+    files, numbers = (tuple(scan.metadata.get(key, ())) for key in ("files", "frame_numbers"))
+    if not files:
+        return None
+    folder = (path if path.is_dir() else path.parent).resolve()
+    return folder, scan.metadata.get("series_uid"), files, numbers
 
 
 def _mask_layer(path: Path, scans: Iterable[Scan]) -> LayerData:

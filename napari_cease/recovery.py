@@ -7,14 +7,17 @@ of a lock when its process ends, however it ends.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,18 +25,20 @@ from weakref import WeakKeyDictionary
 import filelock
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer, Shapes
-from qtpy.QtCore import QEvent, QObject, QTimer, Signal
+from qtpy.QtCore import QCoreApplication, QEvent, QObject, QTimer, Signal
+from qtpy.QtWidgets import QWidget
 
 from cease_core.errors import CeaseError
-from cease_core.models.library import user_library
 from napari_cease.explorer import Explorer
 from napari_cease.jobs.worker import Job, Worker
 from napari_cease.layers import edits, role_of
 from napari_cease.saved_session import (
     DESCRIPTION,
+    Faults,
     Kept,
     Rebuilt,
     Revisions,
+    SavedSession,
     read_session,
     rebuild,
     show_again,
@@ -41,20 +46,27 @@ from napari_cease.saved_session import (
     write_file,
     write_folder,
 )
-from napari_cease.settings import preferences
+from napari_cease.settings import on_change, preferences
 from napari_cease.widgets.window import main_window
 
-SESSIONS, LOCK, DAMAGED = "sessions", ".lock", "damaged-session.json"
+log = logging.getLogger(__name__)
+
+LOCK, DAMAGED = ".lock", "damaged-session.json"
 SOON = 2000
 """Milliseconds from a change until it is on disk."""
 ABANDONED = 24 * 3600.0
 """Seconds after which a folder without a record is nobody's."""
+PUT_ASIDE_DAYS = 30
+"""For which a record that could not be restored stays on disk."""
+LAST_SECONDS = 60.0
+"""For which a window that closes waits until sessions that the user saves are written."""
+_INPUT = (QEvent.Type.MouseButtonPress, QEvent.Type.KeyPress, QEvent.Type.ShortcutOverride, QEvent.Type.Wheel)
 
 
 def sessions_place() -> Path:
-    """Folder of the records: ``$CEASE_SESSIONS``, or beside the user's models."""
+    """Folder of the records: ``$CEASE_SESSIONS``, or ``~/.napari-cease/sessions``, wherever the models are."""
     given = os.environ.get("CEASE_SESSIONS")
-    return Path(given) if given else user_library().parent / SESSIONS
+    return Path(given) if given else Path.home() / ".napari-cease" / "sessions"
 
 
 class Record:
@@ -75,14 +87,22 @@ class Record:
 
     @classmethod
     def create(cls, place: Path) -> Record:
-        """A new one."""
+        """A new one, which only its user may read: masks of patients are in it."""
+        place.mkdir(0o700, parents=True, exist_ok=True)
         folder = place / uuid.uuid4().hex
-        folder.mkdir(parents=True)
+        folder.mkdir(0o700)
         return cls(folder)
 
     def let_go(self) -> None:
         """Leave it to others."""
         self._lock.release()
+
+    def put_aside(self) -> None:
+        """Keep it, but offer it no more."""
+        with suppress(OSError):
+            (self.folder / DESCRIPTION).replace(self.folder / DAMAGED)
+            (self.folder / DAMAGED).touch()
+        self.let_go()
 
     def remove(self) -> None:
         """It is not needed any more."""
@@ -104,7 +124,8 @@ class Left:
 def find_left(place: Path) -> tuple[Left | None, tuple[str, ...]]:
     """The newest session that no window holds, and what is wrong with others, a sentence for each.
 
-    A damaged record is put aside, with all that is in it, so that it is spoken of once.
+    A damaged record is put aside, with all that is in it, so that it is spoken of once, and removed after
+    `PUT_ASIDE_DAYS`.
     """
     faults: list[str] = []
     for folder in sorted((p.parent for p in place.glob(f"*/{LOCK}")), key=_touched, reverse=True):
@@ -113,7 +134,7 @@ def find_left(place: Path) -> tuple[Left | None, tuple[str, ...]]:
         except (filelock.Timeout, OSError):
             continue
         if not (folder / DESCRIPTION).is_file():
-            if not (folder / DAMAGED).exists() and time.time() - _touched(folder) > ABANDONED:
+            if _is_over(folder):
                 record.remove()
             else:
                 record.let_go()
@@ -121,19 +142,64 @@ def find_left(place: Path) -> tuple[Left | None, tuple[str, ...]]:
         try:
             return Left(record, read_session(folder)), tuple(faults)
         except CeaseError:
-            with suppress(OSError):
-                (folder / DESCRIPTION).replace(folder / DAMAGED)
-            record.let_go()
+            record.put_aside()
             faults.append(
-                f"The record of a window that has crashed is damaged and cannot be restored; it is still in {folder}."
+                "The record of a window that has crashed is damaged and cannot be restored; it is still in "
+                f"{folder} for {PUT_ASIDE_DAYS} days."
             )
     return None, tuple(faults)
+
+
+def _is_over(folder: Path) -> bool:
+    """Whether a folder without a record need not be kept."""
+    with suppress(OSError):
+        return time.time() - (folder / DAMAGED).stat().st_mtime > PUT_ASIDE_DAYS * 24 * 3600
+    return time.time() - _touched(folder) > ABANDONED
 
 
 def _touched(folder: Path) -> float:
     with suppress(OSError):
         return max(p.stat().st_mtime for p in (folder / DESCRIPTION, folder) if p.exists())
     return 0.0
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """Something for the thread, what is done with its answer, and what if it fails."""
+
+    job: Job
+    then: Callable[[Any], None]
+    otherwise: Callable[[], None] = _nothing
+
+
+@dataclass(eq=False)
+class _Saving:
+    """A session that the user saves as a file."""
+
+    path: Path
+    session: SavedSession
+    arrays: dict[str, Any]
+    fault: str = ""
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def write(self) -> None:
+        if self.over.is_set():
+            return
+        try:
+            write_file(self.path, self.session, self.arrays)
+        except CeaseError as error:
+            self.fault = str(error)
+            raise
+        except Exception as error:
+            self.fault = f"{self.path.name} was not written ({type(error).__name__}); save the session again."
+            log.exception("a session could not be written")
+            raise CeaseError(self.fault) from error
+        finally:
+            self.over.set()
 
 
 class SessionKeeper(QObject):
@@ -162,8 +228,9 @@ class SessionKeeper(QObject):
         self._after: Record | None = None
         self._told = ""
         self._closed = False
-        self._jobs: deque[tuple[Job, Callable[[Any], None]]] = deque()
-        self._running: Callable[[Any], None] | None = None
+        self._jobs: deque[_Task] = deque()
+        self._running: _Task | None = None
+        self._saving: list[_Saving] = []
         self.worker = Worker(self, "cease-session")
         self.worker.said.connect(self._on_said)
         self.worker.failed.connect(self._on_failed)
@@ -172,9 +239,8 @@ class SessionKeeper(QObject):
         self._soon.setSingleShot(True)
         self._soon.setInterval(SOON)
         self._soon.timeout.connect(self.keep)
-        # Runs while the window is asked to close, which it may refuse.
-        self._leaving = QTimer(self)
-        self._leaving.setSingleShot(True)
+        # The window was asked to close, which it may refuse.
+        self._leaving = False
         explorer.session.events.connect(self._on_change)
         for event in self._events:
             event.connect(self._on_change)
@@ -182,7 +248,9 @@ class SessionKeeper(QObject):
         viewer.layers.events.removed.connect(self._on_removed)
         for layer in viewer.layers:
             self._watch(layer)
-        main_window(viewer).installEventFilter(self)
+        self._main = main_window(viewer)
+        self._main.installEventFilter(self)
+        on_change(self._on_change)
 
     @property
     def _events(self) -> list[Any]:
@@ -244,14 +312,15 @@ class SessionKeeper(QObject):
 
     def keep(self) -> None:
         """Write what is shown now, beside the window's thread."""
-        if self._closed or not preferences().keep_session:
+        if self._closed:
             return
         if self._running is not None:
             # Values are copied once it is known which of them are on disk.
             self._soon.start()
             return
-        if not any(isinstance(x, (Image, Labels, Shapes)) for x in self.viewer.layers):
-            # Nothing to lose; what was kept of it is no offer.
+        anything = any(isinstance(x, (Image, Labels, Shapes)) for x in self.viewer.layers)
+        if not anything or not preferences().keep_session:
+            # Nothing to lose, or nothing wanted; what was kept of it is no offer.
             self._drop()
             return
         try:
@@ -267,13 +336,30 @@ class SessionKeeper(QObject):
         folder = self.record.folder
         for layer in self.viewer.layers:
             self._painted.setdefault(layer, self._slice)
-        session, arrays = snapshot(self.viewer, self.explorer, self._revisions, self._have)
+        taken = self._snapshot(self._have)
+        if taken is None:
+            return
+        session, arrays = taken
 
         def work(emit: Callable[[object], None], _: Callable[[], bool]) -> None:
             write_folder(folder, session, arrays)
             emit(session.arrays)
 
-        self._submit(work, self._on_kept)
+        self._submit(_Task(work, self._on_kept))
+
+    def _snapshot(self, have: frozenset[str] = frozenset()) -> tuple[SavedSession, dict[str, Any]] | None:
+        """What is shown now; None, and a sentence, if it cannot be described."""
+        try:
+            return snapshot(self.viewer, self.explorer, self._revisions, have)
+        except CeaseError as error:
+            self._tell(f"the session was not kept or saved: {error}")
+        except Exception as error:
+            log.exception("what a window shows could not be described")
+            self._tell(
+                f"the session was not kept or saved ({type(error).__name__}); save the layers that you have drawn "
+                "by themselves."
+            )
+        return None
 
     def _on_kept(self, arrays: frozenset[str]) -> None:
         self._have, self._told = arrays, ""
@@ -300,9 +386,28 @@ class SessionKeeper(QObject):
 
     def restore(self) -> None:
         """Show again what was offered."""
-        if self.left is not None:
-            left, self.left = self.left, None
-            self._rebuild(left.kept, lambda rebuilt: self._on_rebuilt(rebuilt, left.record))
+        if (left := self.left) is not None:
+            # Still offered if it fails.
+            again = partial(self.offered.emit, left)
+            self._submit(_Task(_rebuilding(left.kept), partial(self._on_restored, left), again))
+
+    def _on_restored(self, left: Left, rebuilt: Rebuilt) -> None:
+        try:
+            faults = self._show_again(rebuilt)
+        except Exception as error:
+            log.exception("a session could not be restored")
+            self.failed.emit(f"the session could not be restored ({type(error).__name__}); discard it, or try again.")
+            self.offered.emit(left)
+            return
+        self.left = None
+        if faults.layers:
+            # All that could not be had is still there for another time, and is not offered for ever.
+            left.record.put_aside()
+        else:
+            if self._after is not None:
+                self._after.let_go()
+            self._after = left.record
+        self._was_shown()
 
     def discard(self) -> None:
         """Forget what was offered, and offer what there is besides."""
@@ -311,22 +416,13 @@ class SessionKeeper(QObject):
             self.left = None
             self.look()
 
-    def _rebuild(self, kept: Kept, then: Callable[[Rebuilt], None]) -> None:
-        self._submit(lambda emit, stopped: emit(rebuild(kept, stopped)), then)
-
-    def _on_rebuilt(self, rebuilt: Rebuilt, record: Record | None = None) -> None:
+    def _show_again(self, rebuilt: Rebuilt) -> Faults:
         faults = show_again(self.viewer, self.explorer, rebuilt)
-        for fault in faults:
+        for fault in (*faults.layers, *faults.choices):
             self.failed.emit(fault)
-        if record is not None and faults:
-            # All that could not be had is still there for another time, and is not offered for ever.
-            with suppress(OSError):
-                (record.folder / DESCRIPTION).replace(record.folder / DAMAGED)
-            record.let_go()
-        elif record is not None:
-            if self._after is not None:
-                self._after.let_go()
-            self._after = record
+        return faults
+
+    def _was_shown(self) -> None:
         self._on_change()
         self.restored.emit()
         self.look()
@@ -335,13 +431,18 @@ class SessionKeeper(QObject):
 
     def save_as(self, path: Path) -> None:
         """Save what is shown now as one file, beside the window's thread."""
-        session, arrays = snapshot(self.viewer, self.explorer, self._revisions)
+        self._told = ""
+        taken = self._snapshot()
+        if taken is None:
+            return
+        saving = _Saving(path, *taken)
+        self._saving = [*(one for one in self._saving if not one.over.is_set()), saving]
 
         def work(emit: Callable[[object], None], _: Callable[[], bool]) -> None:
-            write_file(path, session, arrays)
+            saving.write()
             emit(path)
 
-        self._submit(work, self.saved.emit)
+        self._submit(_Task(work, self.saved.emit))
 
     def open_file(self, path: Path) -> None:
         """Add what a file holds to what is shown, and choose what was chosen in it.
@@ -351,25 +452,31 @@ class SessionKeeper(QObject):
         CeaseError
             If it is no session, or damaged.
         """
-        self._rebuild(read_session(path), self._on_rebuilt)
+        self._submit(_Task(_rebuilding(read_session(path)), self._on_opened))
+
+    def _on_opened(self, rebuilt: Rebuilt) -> None:
+        self._show_again(rebuilt)
+        self._was_shown()
 
     # --- the thread -----------------------------------------------------------------------------------------
 
-    def _submit(self, job: Job, then: Callable[[Any], None]) -> None:
-        self._jobs.append((job, then))
+    def _submit(self, task: _Task) -> None:
+        self._jobs.append(task)
         self._next()
 
     def _next(self) -> None:
         if self._running is None and self._jobs and not self._closed:
-            job, self._running = self._jobs.popleft()
-            self.worker.submit(job)
+            self._running = self._jobs.popleft()
+            self.worker.submit(self._running.job)
 
     def _on_said(self, _: int, answer: object) -> None:
         if self._running is not None and not self._closed:
-            self._running(answer)
+            self._running.then(answer)
 
     def _on_failed(self, _: int, sentence: str) -> None:
         self._tell(sentence)
+        if self._running is not None and not self._closed:
+            self._running.otherwise()
 
     def _on_finished(self, _: int) -> None:
         self._running = None
@@ -389,12 +496,27 @@ class SessionKeeper(QObject):
     # --- the end --------------------------------------------------------------------------------------------
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """A window that was asked to close may still stay; once it is hidden, it has closed."""
-        if event is not None and event.type() == QEvent.Type.Close:
-            self._leaving.start()
-        elif event is not None and event.type() == QEvent.Type.Hide and self._leaving.isActive():
-            self.close()
+        """A window that was asked to close may ask back, and stay; once it is hidden, it has closed."""
+        if event is not None:
+            kind, main = event.type(), self._main
+            if kind == QEvent.Type.Close and watched is main:
+                self._leave(True)
+            elif self._leaving and kind == QEvent.Type.Hide and watched is main and not event.spontaneous():
+                self.close()
+            elif self._leaving and (
+                (kind == QEvent.Type.Show and watched is main)
+                # Who works on in the window has not closed it.
+                or (kind in _INPUT and isinstance(watched, QWidget) and watched.window() is main)
+            ):
+                self._leave(False)
         return bool(super().eventFilter(watched, event))
+
+    def _leave(self, leaving: bool) -> None:
+        app = QCoreApplication.instance()
+        if app is not None and leaving != self._leaving:
+            # What is done in a window goes to the widgets in it.
+            (app.installEventFilter if leaving else app.removeEventFilter)(self)
+        self._leaving = leaving
 
     def close(self) -> bool:
         """The window closes as it should: nothing is to be restored. Returns whether the thread has ended."""
@@ -402,9 +524,10 @@ class SessionKeeper(QObject):
             return True
         self._closed = True
         self._soon.stop()
-        self._leaving.stop()
+        self._leave(False)
+        on_change(self._on_change, follow=False)
         with suppress(RuntimeError):  # the window may have gone first
-            main_window(self.viewer).removeEventFilter(self)
+            self._main.removeEventFilter(self)
         self.explorer.session.events.disconnect(self._on_change)
         for event in self._events:
             event.disconnect(self._on_change)
@@ -412,6 +535,7 @@ class SessionKeeper(QObject):
         self.viewer.layers.events.removed.disconnect(self._on_removed)
         for layer in self.viewer.layers:
             self._unwatch(layer)
+        self._write_the_rest()
         ended = self.worker.shutdown()
         self._drop()
         if self._after is not None:
@@ -422,3 +546,27 @@ class SessionKeeper(QObject):
             self.left.record.let_go()
             self.left = None
         return ended
+
+    def _write_the_rest(self) -> None:
+        """Sessions that the user saves are still written."""
+        waiting = [saving for saving in self._saving if not saving.over.is_set()]
+
+        def work(_emit: Callable[[object], None], _stopped: Callable[[], bool]) -> None:
+            for saving in waiting:
+                with suppress(CeaseError):
+                    saving.write()
+
+        if waiting:
+            # After the one that is being written, if there is one.
+            self.worker.submit(work)
+        end = time.monotonic() + LAST_SECONDS
+        for saving in waiting:
+            if not saving.over.wait(max(end - time.monotonic(), 0.0)):
+                saving.fault = f"{saving.path.name} was not written before the window closed; save the session again."
+            if saving.fault:
+                log.error(saving.fault)
+                self._tell(saving.fault)
+
+
+def _rebuilding(kept: Kept) -> Job:
+    return lambda emit, stopped: emit(rebuild(kept, stopped))

@@ -8,6 +8,7 @@ what a file claims is checked before memory is asked for. No Qt here.
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import uuid
 import zipfile
@@ -22,26 +23,31 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from napari.layers import Image, Labels, Layer, Shapes
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cease_core.errors import CeaseError, first_fault
-from cease_core.io import read_scan
 from cease_core.io.files import write_atomically, write_text
 from cease_core.scan import Scan, check_labels
 from napari_cease.history import Choices
 from napari_cease.layers import role_of
-from napari_cease.readers import LayerData, scan_layers
+from napari_cease.readers import LayerData, open_scan, scan_layers
 from napari_cease.samples import labels_layer, sample_root
 from napari_cease.units import LEVELS
+
+log = logging.getLogger(__name__)
 
 SUFFIX = ".cease"
 DESCRIPTION, ARRAY = "session.json", ".npy.gz"
 MAX_DESCRIPTION = 16 * 2**20
 """Bytes of a description; drawn shapes are in it."""
-MAX_ARRAY = 4 * 2**30
-"""Bytes of a mask or an image in memory."""
+MAX_VALUES = 4 * 2**30
+"""Bytes of all masks and images of a session in memory."""
+MAX_LAYERS = 200
+MAX_EFFORT = 1000
+"""Steps or restarts that an attack is given without being asked for by hand."""
 MAX_UNNAMED = 256 * 2**20
 """Bytes of an image that no file holds; a larger one is not kept."""
+_IDS = np.iinfo(np.int32)
 _DEFLATE_RATIO = 1032
 """No deflate stream expands further (RFC 1951)."""
 
@@ -71,7 +77,10 @@ class SavedLayer(_Part):
     Parameters
     ----------
     path, sample
-        The scan's file or folder; relative to the sample data if it is among them.
+        The scan's file or folder; relative to the sample data if it is among them. Of a mask, if no layer shows its
+        scan.
+    frame
+        Which volume of a series.
     channel
         Which channel of the scan.
     scan
@@ -88,6 +97,7 @@ class SavedLayer(_Part):
     opacity: float = Field(default=1.0, ge=0, le=1)
     path: Name | None = None
     sample: bool = False
+    frame: int | None = Field(default=None, ge=0)
     channel: int | None = Field(default=None, ge=0)
     scan: Which | None = None
     classes: dict[int, Name] = Field(default_factory=dict)
@@ -155,10 +165,18 @@ class SavedSession(_Part):
 
     version: Literal[1] = 1
     when: datetime
-    layers: tuple[SavedLayer, ...]
+    layers: tuple[SavedLayer, ...] = Field(max_length=MAX_LAYERS)
     choices: SavedChoices
     view: SavedView
     looks: tuple[SavedLook, ...] = ()
+
+    @field_validator("layers")
+    @classmethod
+    def _own_values(cls, layers: tuple[SavedLayer, ...]) -> tuple[SavedLayer, ...]:
+        arrays = [layer.array for layer in layers if layer.array is not None]
+        if len(set(arrays)) < len(arrays):
+            raise ValueError("two layers have the same values")
+        return layers
 
     @property
     def told(self) -> str:
@@ -219,8 +237,17 @@ def snapshot(
     -------
     session, arrays
         The values by the name of their file, copied: the layers may change meanwhile.
+
+    Raises
+    ------
+    CeaseError
+        If there are more layers than a session holds.
     """
     layers = [layer for layer in viewer.layers if _is_kept(layer)]
+    if len(layers) > MAX_LAYERS:
+        raise CeaseError(
+            f"this window shows {len(layers)} layers, and a session holds {MAX_LAYERS}; remove those not needed."
+        )
     place = {layer: i for i, layer in enumerate(layers)}
     arrays: dict[str, NDArray[Any]] = {}
     saved = []
@@ -294,9 +321,10 @@ def _describe(layer: Any, place: Mapping[Layer, int], revisions: Revisions) -> S
         return SavedLayer(**common, shapes=_shapes(layer), drawn=True)
     mark = layer.metadata.get("cease", {})
     if isinstance(layer, Labels):
-        owner = next((i for x, i in place.items() if x is not layer and _shows(x, mark.get("scan"))), None)
+        owner = _owner(layer, place)
         return SavedLayer(
             **common,
+            **(_file_of(mark.get("scan")) if owner is None else {}),
             array=revisions.name(layer),
             scan=owner,
             classes=mark.get("classes", {}),
@@ -304,20 +332,35 @@ def _describe(layer: Any, place: Mapping[Layer, int], revisions: Revisions) -> S
             drawn=revisions.is_drawn(layer),
         )
     limits = None if layer.rgb else tuple(layer.contrast_limits)
-    path = _scan_path(layer)
-    if path is None:
+    if _scan_path(layer) is None:
         return SavedLayer(**common, array=revisions.name(layer), rgb=layer.rgb, limits=limits)
-    path, sample = path.absolute(), False
+    return SavedLayer(**common, **_file_of(mark["scan"]), channel=mark.get("channel"), rgb=layer.rgb, limits=limits)
+
+
+def _file_of(scan: Any) -> dict[str, Any]:
+    """How a scan is named, if a file holds it."""
+    if not isinstance(scan, Scan) or scan.path is None:
+        return {}
+    path, sample = scan.path.absolute(), False
     with suppress(CeaseError, ValueError):
         path, sample = path.relative_to(sample_root()), True
-    return SavedLayer(
-        **common, path=str(path), sample=sample, channel=mark.get("channel"), rgb=layer.rgb, limits=limits
-    )
+    return {"path": str(path), "sample": sample, "frame": scan.metadata.get("frame")}
 
 
-def _shows(layer: Layer, scan: Scan | None) -> bool:
-    mark = layer.metadata.get("cease", {})
-    return scan is not None and mark.get("role") == "scan" and mark.get("scan") is scan
+def _owner(mask: Layer, place: Mapping[Layer, int]) -> int | None:
+    """Place of the layer that shows a mask's scan; of a series it may by now be another frame."""
+    scan = mask.metadata.get("cease", {}).get("scan")
+    if not isinstance(scan, Scan):
+        return None
+    marks = {i: layer.metadata.get("cease", {}) for layer, i in place.items() if layer is not mask}
+    shown = {i: mark["scan"] for i, mark in marks.items() if mark.get("role") == "scan" and "scan" in mark}
+    same = [i for i, other in shown.items() if other is scan]
+    return next(iter([*same, *(i for i, other in shown.items() if _same_place(scan, other))]), None)
+
+
+def _same_place(one: Scan, other: Scan) -> bool:
+    grid = one.shape == other.shape and np.array_equal(one.affine, other.affine)
+    return grid and one.path is not None and one.path == other.path
 
 
 def _shapes(layer: Shapes) -> tuple[SavedShape, ...]:
@@ -447,10 +490,29 @@ def _opened(source: Path, name: str) -> Iterator[tuple[IO[bytes], int]]:
             yield file, min(info.compress_size, source.stat().st_size)
 
 
-def _read_array(kept: Kept, layer: SavedLayer) -> NDArray[Any]:
+def _damaged(layer: SavedLayer) -> str:
+    return f"{layer.name} is damaged in the session; everything else was restored."
+
+
+class _Budget:
+    """Bytes of memory that the values of a session may still take."""
+
+    def __init__(self) -> None:
+        self.left = MAX_VALUES
+
+    def take(self, layer: SavedLayer, size: int) -> None:
+        if size > self.left:
+            raise CeaseError(
+                f"{layer.name} was left out: the session takes more than {MAX_VALUES / 2**30:.3g} GiB of memory; "
+                "save fewer layers in one session."
+            )
+        self.left -= size
+
+
+def _read_array(kept: Kept, layer: SavedLayer, budget: _Budget) -> NDArray[Any]:
     """Values of a layer, of which the header is believed only as far as the file can hold it."""
     assert layer.array is not None
-    damaged = f"{layer.name} is damaged in the session; everything else was restored."
+    damaged = _damaged(layer)
     try:
         with _opened(kept.source, layer.array) as (file, stored), gzip.GzipFile(fileobj=file) as packed:
             version = np.lib.format.read_magic(packed)
@@ -459,8 +521,10 @@ def _read_array(kept: Kept, layer: SavedLayer) -> NDArray[Any]:
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(packed)
             size = math.prod(shape) * dtype.itemsize
             kinds = "iub" if layer.kind == "labels" else "iubf"
-            if dtype.kind not in kinds or len(shape) > 5 or not 0 < size <= min(MAX_ARRAY, stored * _DEFLATE_RATIO):
+            if dtype.kind not in kinds or len(shape) > 5 or not 0 < size <= stored * _DEFLATE_RATIO:
                 raise CeaseError(damaged)
+            # Labels grow to 32 bits.
+            budget.take(layer, math.prod(shape) * max(dtype.itemsize, 4 if layer.kind == "labels" else 1))
             values = np.frombuffer(packed.read(size), dtype)
             if values.nbytes != size:
                 raise CeaseError(damaged)
@@ -470,6 +534,8 @@ def _read_array(kept: Kept, layer: SavedLayer) -> NDArray[Any]:
         # gzip, zlib, zipfile and numpy raise many a kind on damaged bytes.
         raise CeaseError(damaged) from error
     array = values.reshape(shape, order="F" if fortran else "C")
+    if layer.kind == "labels" and not (_IDS.min <= array.min() and array.max() <= _IDS.max):
+        raise CeaseError(damaged)
     # As napari's own labels are: classes that were not there when it was written can be painted.
     return array.astype(np.int32) if layer.kind == "labels" else array.copy()
 
@@ -496,56 +562,101 @@ def rebuild(kept: Kept, stopped: Callable[[], bool] = lambda: False) -> Rebuilt:
 
     What is missing or damaged is left out and said; the rest is there.
     """
-    scans: dict[Path, Scan] = {}
-    made: list[LayerData | None] = []
+    scans: dict[tuple[Path, int | None], Scan] = {}
+    saved = kept.session.layers
+    made: list[LayerData | None] = [None] * len(saved)
     faults: list[str] = []
-    for layer in kept.session.layers:
+    budget = _Budget()
+    # Masks come after the scans that they belong to, wherever they lie in the list.
+    for place in sorted(range(len(saved)), key=lambda i: saved[i].kind != "image"):
         if stopped():
             break
+        layer = saved[place]
         try:
-            made.append(_remake(kept, layer, made, scans))
+            made[place], fault = _remake(kept, layer, made, scans, budget)
         except CeaseError as error:
-            made.append(None)
-            faults.append(str(error))
+            fault = str(error)
+        except Exception as error:
+            log.exception("a layer of a session could not be made")
+            fault = f"{layer.name} could not be restored ({type(error).__name__}); everything else was."
+        faults += [fault] if fault else []
     return Rebuilt(kept.session, tuple(made), tuple(dict.fromkeys(faults)))
 
 
-def _remake(kept: Kept, layer: SavedLayer, made: Sequence[LayerData | None], scans: dict[Path, Scan]) -> LayerData:
+def _remake(
+    kept: Kept,
+    layer: SavedLayer,
+    made: Sequence[LayerData | None],
+    scans: dict[tuple[Path, int | None], Scan],
+    budget: _Budget,
+) -> tuple[LayerData, str]:
+    """A layer, and what is not as it was, if anything."""
     shown: dict[str, Any] = {"name": layer.name, "visible": layer.visible, "opacity": layer.opacity}
     if layer.limits is not None and layer.limits[0] < layer.limits[1]:
         shown["contrast_limits"] = layer.limits
-    if layer.path is not None:
-        path = sample_root() / layer.path if layer.sample else Path(layer.path)
-        if path not in scans:
-            scans[path] = read_scan(path)
-        channels = scan_layers(scans[path])
-        if (layer.channel or 0) >= len(channels):
-            raise CeaseError(f"{path.name} has no channel {layer.channel} any more; open the scan by hand.")
-        data, options, kind = channels[layer.channel or 0]
-        return data, options | shown, kind
     placed = {"scale": layer.scale or None, "translate": layer.translate or None}
     if layer.kind == "shapes":
-        return _remade_shapes(layer), shown | placed | _styles(layer), "shapes"
-    array = _read_array(kept, layer)
+        return (_remade_shapes(layer), shown | placed | _styles(layer), "shapes"), ""
+    if layer.kind == "image" and layer.path is not None:
+        scan = _scan_again(layer, scans)
+        channels = scan_layers(scan)
+        if (layer.channel or 0) >= len(channels):
+            raise CeaseError(f"{scan.name} has no channel {layer.channel} any more; open the scan by hand.")
+        data, options, kind = channels[layer.channel or 0]
+        return (data, options | shown, kind), ""
+    if layer.array is None:
+        raise CeaseError(_damaged(layer))
+    array = _read_array(kept, layer, budget)
     ndim = array.ndim - int(layer.rgb and layer.kind == "image")
     places = {len(layer.scale), len(layer.translate)} <= {0, ndim}
     if ndim < 2 or not places or (layer.rgb and array.shape[-1] not in (3, 4)):
-        raise CeaseError(f"{layer.name} is damaged in the session; everything else was restored.")
+        raise CeaseError(_damaged(layer))
     if layer.kind == "image":
-        return array, shown | placed | {"rgb": layer.rgb}, "image"
-    owner = made[layer.scan] if layer.scan is not None and layer.scan < len(made) else None
-    scan = owner[1]["metadata"]["cease"]["scan"] if owner is not None and "metadata" in owner[1] else None
-    if not isinstance(scan, Scan):
-        return array, shown | placed, "labels"
-    labels, options, kind = labels_layer(check_labels(array, scan, layer.name), scan, layer.classes)
+        return (array, shown | placed | {"rgb": layer.rgb}, "image"), ""
+    try:
+        owner = _owner_again(layer, made, scans)
+        if owner is not None:
+            array = check_labels(array, owner, layer.name)
+    except CeaseError:
+        # Where it lay is known, but no more on which voxels of which file.
+        fault = f"{layer.name} came back without the scan that it was drawn on; compare its place before you use it."
+        return (array, shown | placed, "labels"), fault
+    if owner is None:
+        return (array, shown | placed, "labels"), ""
+    labels, options, kind = labels_layer(array, owner, layer.classes)
     options["metadata"]["cease"]["contour"] = layer.contour
-    return labels, options | shown, kind
+    return (labels, options | shown, kind), ""
+
+
+def _scan_again(layer: SavedLayer, scans: dict[tuple[Path, int | None], Scan]) -> Scan:
+    assert layer.path is not None
+    path = sample_root() / layer.path if layer.sample else Path(layer.path)
+    key = (path, layer.frame)
+    if key not in scans:
+        scans[key] = open_scan(*key)
+    return scans[key]
+
+
+def _owner_again(
+    layer: SavedLayer, made: Sequence[LayerData | None], scans: dict[tuple[Path, int | None], Scan]
+) -> Scan | None:
+    """The scan that a mask belongs to, None if it never had one from a file; `CeaseError` if it cannot be had."""
+    if layer.path is not None:
+        return _scan_again(layer, scans)
+    if layer.scan is None:
+        return None
+    owner = made[layer.scan] if layer.scan < len(made) else None
+    if owner is None:
+        raise CeaseError("its scan is not there")
+    mark = owner[1].get("metadata", {}).get("cease", {})
+    scan = mark.get("scan") if mark.get("role") == "scan" else None
+    return scan if isinstance(scan, Scan) else None
 
 
 def _remade_shapes(layer: SavedLayer) -> list[NDArray[np.float64]]:
     drawn = [np.asarray(shape.vertices, float) for shape in layer.shapes if len(shape.vertices) > 1]
     if len(drawn) != len(layer.shapes) or any(v.ndim != 2 or v.shape[1] != layer.ndim for v in drawn):
-        raise CeaseError(f"{layer.name} is damaged in the session; everything else was restored.")
+        raise CeaseError(_damaged(layer))
     return drawn
 
 
@@ -567,31 +678,59 @@ def _rgba(colour: Sequence[float]) -> list[float]:
 # --- to a window ---------------------------------------------------------------------------------------------
 
 
-def show_again(viewer: Any, explorer: Any, rebuilt: Rebuilt) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Faults:
+    """What is not as it was, a sentence for each.
+
+    Parameters
+    ----------
+    layers
+        Of the user's layers.
+    choices
+        Of models and settings, which can be chosen anew.
+    """
+
+    layers: tuple[str, ...]
+    choices: tuple[str, ...]
+
+
+def show_again(viewer: Any, explorer: Any, rebuilt: Rebuilt) -> Faults:
     """Add the layers of a session to a viewer and choose again what was chosen.
 
     Layers that are there stay.
-
-    Returns
-    -------
-    tuple of str
-        What could not be had, a sentence for each.
     """
-    saved, faults = rebuilt.session, list(rebuilt.faults)
+    layers, lost = _add_again(viewer, rebuilt)
+    try:
+        missed = _choose_again(viewer, explorer, rebuilt.session, layers)
+    except Exception as error:
+        log.exception("what a session has chosen could not be chosen")
+        missed = [f"what was chosen could not be restored ({type(error).__name__}); choose anew."]
+    return Faults(tuple(dict.fromkeys([*rebuilt.faults, *lost])), tuple(dict.fromkeys(missed)))
+
+
+def _add_again(viewer: Any, rebuilt: Rebuilt) -> tuple[list[Any], list[str]]:
     layers: list[Any] = []
+    faults: list[str] = []
     with viewer.layers.batched_update():
-        for described, data in zip(saved.layers, rebuilt.layers, strict=False):
+        for described, data in zip(rebuilt.session.layers, rebuilt.layers, strict=True):
             layer = None
             if data is not None:
                 try:
                     layer = Layer.create(*data)
-                except (ValueError, TypeError, IndexError):
-                    faults.append(f"{described.name} is damaged in the session; everything else was restored.")
+                except Exception:
+                    # napari raises many a kind on values that do not go together.
+                    log.exception("a layer of a session could not be created")
+                    faults.append(_damaged(described))
             if layer is not None:
                 viewer.layers.append(layer)
                 if isinstance(layer, Labels):
                     layer.contour = described.contour
             layers.append(layer)
+    return layers, faults
+
+
+def _choose_again(viewer: Any, explorer: Any, saved: SavedSession, layers: Sequence[Any]) -> list[str]:
+    faults: list[str] = []
 
     def at(place: Any) -> Any:
         return layers[place] if isinstance(place, int) and place < len(layers) else None
@@ -607,7 +746,12 @@ def show_again(viewer: Any, explorer: Any, rebuilt: Rebuilt) -> tuple[str, ...]:
     scan, labels, region = at(wanted.scan), at(wanted.labels), at(wanted.region)
     target = wanted.target if isinstance(wanted.target, str) else at(wanted.target)
     if scan is None:
-        return tuple(dict.fromkeys(faults))
+        return faults
+    parameters = dict(wanted.parameters)
+    for name in {"steps", "restarts"} & set(parameters):
+        if isinstance(parameters[name], int | float) and parameters[name] > MAX_EFFORT:
+            faults.append(f"the attack had {parameters[name]} {name}; it has {MAX_EFFORT} now, set more by hand.")
+            parameters[name] = MAX_EFFORT
     try:
         for name in SHOWN:
             setattr(s, name, getattr(wanted, name))
@@ -617,7 +761,7 @@ def show_again(viewer: Any, explorer: Any, rebuilt: Rebuilt) -> tuple[str, ...]:
             undefended=models["undefended"],
             defended=models["defended"],
             attack=wanted.attack,
-            parameters=wanted.parameters,
+            parameters=parameters,
             target=target if isinstance(target, str | Labels) else None,
             region=region if isinstance(region, Labels | Shapes) else None,
             top=wanted.top,
@@ -630,7 +774,7 @@ def show_again(viewer: Any, explorer: Any, rebuilt: Rebuilt) -> tuple[str, ...]:
     except CeaseError as error:
         faults.append(str(error))
     _look_again(viewer, explorer, saved)
-    return tuple(dict.fromkeys(faults))
+    return faults
 
 
 def _look_again(viewer: Any, explorer: Any, saved: SavedSession) -> None:

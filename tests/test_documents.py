@@ -115,6 +115,7 @@ def test_what_the_page_shows_works(
 ) -> None:
     (tmp_path / "sample_data").symlink_to(ROOT / "sample_data")
     monkeypatch.setenv("CEASE_MODELS", str(tmp_path / "home" / "models"))
+    monkeypatch.setenv("CEASE_CONSENT", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     reader = Reader(capsys)
     for block in section.blocks:

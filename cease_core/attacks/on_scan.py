@@ -20,6 +20,7 @@ from cease_core.attacks.targets import Target
 from cease_core.data.classmap import ClassMap
 from cease_core.errors import CeaseError
 from cease_core.models.card import ModelCard
+from cease_core.models.foreign.grid import Grid
 from cease_core.models.foreign.model import ForeignModel
 from cease_core.models.segmenter import ScanModel, Segmenter, predict_labels
 from cease_core.models.windowed import Windowed
@@ -235,6 +236,16 @@ def _place(model: ScanModel, scan: Scan, extent: Extent, index: int) -> tuple[sl
         raise CeaseError(f"slice {index} does not exist; {scan.name} has slices 0 to {scan.shape[0] - 1}.")
     if model.card.ndim == 2:
         return (index, *whole[1:])
-    depth = min(WINDOW_EDGE, scan.shape[0])
+    depth = min(_depth(model, scan), scan.shape[0])
     first = min(max(0, index - depth // 2), scan.shape[0] - depth)
     return (slice(first, first + depth), *whole[1:])
+
+
+def _depth(model: ScanModel, scan: Scan) -> int:
+    """Slices of a scan that fill one window of a 3-D model."""
+    if not isinstance(model, ForeignModel):
+        return WINDOW_EDGE
+    if model.foreign.size:
+        return scan.shape[0]
+    grid = Grid.of(model.foreign, scan, 3)
+    return grid.reach(0, model.window[grid.turn.axes.index(0)])

@@ -75,16 +75,23 @@ def read(path: Path, classes: ClassMap | None = None) -> tuple[Dataset, list[Fin
     if not rows and not findings:
         raise CeaseError(f"{path} lists no cases; write one a line, with the columns image and labels.")
     cases: dict[str, tuple[int, Case]] = {}
+    folded: dict[str, tuple[int, str]] = {}
     columns = {column for row in rows for column in row.cells}
     for row in rows:
         faults: list[str] = []
         case = _case(path.parent, row, columns, faults)
         if case is not None:
             first, _ = cases.setdefault(case.name, (row.line, case))
+            alike, other = folded.setdefault(case.name.casefold(), (row.line, case.name))
             if first != row.line:
                 faults.append(f"the name {case.name} is that of line {first}, too; give each case its own in name")
+            elif other != case.name:
+                faults.append(
+                    f"the name {case.name} is {other} of line {alike} but for small and capital letters, which many "
+                    "disks do not tell apart; give another one in name"
+                )
         findings += [Finding("error", _place(row.line), f"{fault}.") for fault in faults]
-    findings += _split_findings(rows)
+    findings += _split_findings(path.parent, rows)
     names, classes = read_names(path.parent / CLASSES, classes)
     kept = with_classes((cases[name][1] for name in sorted(cases)), classes)
     return Dataset(path.stem, LAYOUT, kept, names), sorted(findings, key=lambda f: _line(f.case))
@@ -234,26 +241,33 @@ def _case(folder: Path, row: _Row, columns: set[str], faults: list[str]) -> Case
     )
 
 
-def _split_findings(rows: Sequence[_Row]) -> Iterator[Finding]:
-    """One for a split that is there for some rows only, and one for each patient on two sides."""
+def _split_findings(folder: Path, rows: Sequence[_Row]) -> Iterator[Finding]:
+    """One for a split that is there for some rows only, and one for each patient and each image on two sides."""
     sides = [(row, _SIDES.get(row.cells.get("split", "").lower())) for row in rows]
     without = [row.line for row, side in sides if side is None and not row.cells.get("split")]
     if 0 < len(without) < len(rows):
         told = f"{len(without)} of the {len(rows)} cases have no split; give all of them one, or none."
         yield Finding("error", _place(without[0]), told)
         return
-    patients: dict[str, tuple[int, Side]] = {}
+    before: dict[tuple[str, str], tuple[int, Side]] = {}
     for row, side in sides:
-        patient = row.cells.get("patient", "")
-        if not patient or side is None:
-            continue
-        line, other = patients.setdefault(patient, (row.line, side))
-        if other != side:
-            yield Finding(
-                "error",
-                _place(row.line),
-                f"patient {patient} is on the side {side}, but in line {line} on {other}; keep a patient on one side.",
-            )
+        for kind, keep in (("patient", "a patient"), ("image", "an image")):
+            said = row.cells.get(kind, "")
+            if not said or side is None:
+                continue
+            same = said if kind == "patient" else _real_path(folder / said)
+            line, other = before.setdefault((kind, same), (row.line, side))
+            if other != side:
+                told = f"{kind} {said} is on the side {side}, but in line {line} on {other}; keep {keep} on one side."
+                yield Finding("error", _place(row.line), told)
+
+
+def _real_path(path: Path) -> str:
+    """The same for all ways to write where a file lies."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # no file's name, which is told of elsewhere
+        return str(path)
 
 
 def _place(line: int) -> str:

@@ -25,6 +25,8 @@ from cease_core.models.segmenter import ScanModel, SegmentationModel, predict_la
 
 PER_CLASS = 48
 """Pixels a class: as many as a small plot can show apart."""
+LEAST_PIXELS = 5
+"""Pixels of a class below which its centre and spread mean nothing: it is drawn, but no figure counts it."""
 
 Points = NDArray[np.float32]
 
@@ -70,6 +72,11 @@ class FeaturePicture:
         Of the classes, clean and adversarial, at least 0 (see `separation`).
     recognised
         Share of pixels at their own class's place, clean and adversarial, in [0, 1] (see `recognised`).
+
+    Attributes
+    ----------
+    left_out
+        Ids of the classes with fewer than `LEAST_PIXELS` pixels, which `separation` and `recognised` do not count.
     """
 
     classes: NDArray[np.int64]
@@ -80,6 +87,11 @@ class FeaturePicture:
     cosine: float
     separation: tuple[float, float]
     recognised: tuple[float, float]
+
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        ids, pixels = np.unique(self.classes, return_counts=True)
+        return tuple(ids[pixels < LEAST_PIXELS].tolist())
 
 
 class FeatureProbe:
@@ -218,30 +230,47 @@ def separation(rows: Tensor, classes: Tensor) -> float:
     """Spread between classes over the spread within: how far apart the classes of features (P, D) lie.
 
     Mean squared distance of the classes' centres from the centre of these, over the mean over classes of the mean
-    squared distance of a class's pixels from its centre: each class counts alike, whatever its size. NaN where there
-    is but one class.
+    squared distance of a class's pixels from its centre: each class counts alike, whatever its size, if it has
+    `LEAST_PIXELS` of them. NaN where fewer than two classes do, and where no class has any spread.
     """
-    centres, members = _centres(rows, classes)
-    if len(centres) < 2:
+    members = _members(classes)
+    if len(members) < 2:
         return float("nan")
+    centres = _centres(rows, members)
     between = (centres - centres.mean(dim=0)).square().sum(dim=1).mean()
     within = torch.stack([(rows[m] - c).square().sum(dim=1).mean() for m, c in zip(members, centres, strict=True)])
+    # What rounding leaves of equal features is no spread.
+    if within.mean() <= torch.finfo(rows.dtype).eps * between:
+        return float("nan")
     return float(between / within.mean())
 
 
 def recognised(rows: Tensor, classes: Tensor, clean: Tensor) -> float:
     """Share of features (P, D) that lie nearer to the centre of their class's ``clean`` ones than to another's.
 
-    The mean over classes of each class's share; NaN where there is but one class.
+    A pixel has no part in the centre that it is compared with: it would draw its own class's to itself, and features
+    that know nothing of the classes would seem to. The mean over classes of each class's share, of those with
+    `LEAST_PIXELS` or more; NaN where fewer than two have as many.
     """
-    centres, members = _centres(clean, classes)
-    if len(centres) < 2:
+    members = _members(classes)
+    if len(members) < 2:
         return float("nan")
-    nearest = (rows.unsqueeze(1) - centres).norm(dim=2).argmin(dim=1)
-    return float(torch.stack([(nearest[m] == i).float().mean() for i, m in enumerate(members)]).mean())
+    centres = _centres(clean, members)
+    shares = []
+    for i, mine in enumerate(members):
+        pixels = int(mine.sum())
+        own = (centres[i] * pixels - clean[mine]) / (pixels - 1)
+        others = torch.cat([centres[:i], centres[i + 1 :]])
+        nearest = (rows[mine].unsqueeze(1) - others).norm(dim=2).amin(dim=1)
+        shares.append(((rows[mine] - own).norm(dim=1) < nearest).float().mean())
+    return float(torch.stack(shares).mean())
 
 
-def _centres(rows: Tensor, classes: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The mean of each class (K, D), in the order of ids, and who belongs to it (P,)."""
-    members = [classes == c for c in classes.unique()]
-    return torch.stack([rows[m].mean(dim=0) for m in members]), members
+def _members(classes: Tensor) -> list[Tensor]:
+    """Who belongs (P,) to each class of enough pixels, in the order of ids."""
+    return [m for c in classes.unique() if (m := classes == c).sum() >= LEAST_PIXELS]
+
+
+def _centres(rows: Tensor, members: list[Tensor]) -> Tensor:
+    """The mean of each class (K, D)."""
+    return torch.stack([rows[m].mean(dim=0) for m in members])

@@ -50,10 +50,8 @@ _TRACKED = "class {}"
 _TRACKS = re.compile(r"class (\d{1,9})")
 
 _MOST_SLICES = 2**13
-"""Of a grid that is known from the places of some of its slices alone."""
-
-_MOST_SLICES = 2**13
-"""Twice those of a whole body in slices of half a millimetre."""
+"""Of a grid that is known from the places of some of its slices alone: twice those of a whole body in slices of half a
+millimetre."""
 
 _MOST_CHARACTERS = 64
 """Of a segment's label, value representation LO."""

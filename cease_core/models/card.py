@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cease_core.errors import CeaseError
-from cease_core.models.foreign.spec import Foreign
+from cease_core.models.foreign.spec import MAX_VOXELS, Foreign, Scale
 from cease_core.scan import Scan, Window, percentile_window
 
 Mode = Literal["binary", "multiclass", "multilabel"]
@@ -43,6 +43,8 @@ class WindowRule(_Frozen):
     def _ordered(self) -> WindowRule:
         if not self.high > self.low:
             raise ValueError("window: high must be above low")
+        if self.kind == "percentile" and not (self.low >= 0 and self.high <= 100):
+            raise ValueError("window: percentiles lie from 0 to 100")
         return self
 
     def resolve(self, scan: Scan) -> Window:
@@ -127,15 +129,20 @@ class ModelCard(_Frozen):
         if self.mode == "binary" and len(ids) != 1:
             raise ValueError("classes: a binary model has exactly one")
         if self.foreign is not None:
-            _check_axes(self.foreign, self.ndim)
+            _check_foreign(self.foreign, self.ndim, self.channels)
         return self
 
 
-def _check_axes(foreign: Foreign, ndim: int) -> None:
+def _check_foreign(foreign: Foreign, ndim: int, channels: int) -> None:
     for name in ("spacing", "size", "window"):
         given = len(getattr(foreign, name))
         if given not in (0, ndim):
             raise ValueError(f"foreign: {name}: {given} values for {ndim} axes")
+    if foreign.divisor**ndim > MAX_VOXELS:
+        raise ValueError(f"foreign: divisor: images of {foreign.divisor} voxels along each axis are too large")
+    for step in foreign.steps:
+        if isinstance(step, Scale) and not {len(step.factor), len(step.offset)} <= {1, channels}:
+            raise ValueError(f"foreign: steps: scale: give one factor and offset, or {channels}, one a channel")
 
 
 def same_classes(one: ModelCard, other: ModelCard) -> bool:

@@ -132,7 +132,9 @@ def open_model(folder: str | Path) -> SegmentationModel | ForeignModel:
         return load_model(folder)
     if card.foreign.kind in PROGRAMS:
         return ForeignModel(card, open_program(folder, card)).eval()
-    network = build_network(card.foreign.target, card.foreign.args)
+    # A value takes a byte at least, so a small file cannot ask for a large network.
+    most = _weights(folder).stat().st_size
+    network = build_network(card.foreign.target, card.foreign.args, most=most)
     _fill(network, folder, card.architecture)
     return ForeignModel(card, network).eval()
 
@@ -163,11 +165,17 @@ def load_model(folder: str | Path) -> SegmentationModel:
     return model.eval()
 
 
-def _fill(network: nn.Module, folder: Path, architecture: str) -> None:
-    """Give a network the weights in a folder."""
+def _weights(folder: Path) -> Path:
+    """The file of weights in a folder."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise CeaseError(f"{folder} holds no {WEIGHTS}; copy the whole model folder, not the card alone.")
+    return path
+
+
+def _fill(network: nn.Module, folder: Path, architecture: str) -> None:
+    """Give a network the weights in a folder."""
+    path = _weights(folder)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

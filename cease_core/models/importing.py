@@ -15,8 +15,8 @@ from cease_core.io.files import reading
 from cease_core.models.architectures import Backbone
 from cease_core.models.card import ModelCard
 from cease_core.models.checkpoint import CARD, WEIGHTS, save_model, weights_file
-from cease_core.models.foreign.bundle import draft_bundle
-from cease_core.models.foreign.drafts import Choices, Consent, Draft, refuse
+from cease_core.models.foreign.bundle import CONFIGS, METADATA, draft_bundle
+from cease_core.models.foreign.drafts import Choices, Consent, Draft, refuse, refuse_idle
 from cease_core.models.foreign.nnunet import draft_nnunet
 from cease_core.models.foreign.programs import draft_program
 from cease_core.models.foreign.weights import draft_weights
@@ -29,6 +29,8 @@ KINDS = (
     "a model folder of this program or a zip of one, a MONAI bundle, a TorchScript file, a torch.export .pt2 file, "
     "an nnU-Net results folder, or weights (.safetensors, .pt, .pth)"
 )
+
+_BUNDLE = (METADATA, *CONFIGS)
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,12 @@ def _entries(path: Path) -> list[PurePosixPath] | None:
 
 def _archive(names: list[PurePosixPath]) -> Source | None:
     last = {n.name for n in names}
-    if any(n.name == "metadata.json" and n.parent.name == "configs" for n in names):
+    if any("/".join(n.parts[-2:]) in _BUNDLE for n in names):
         return "bundle"
     if CARD in last:
         return "own"
-    # Entries of torch's own archives lie in one folder: code in a program, models/ or archive_format in an export.
-    if any("code" in n.parts[:2] for n in names) or {"archive_format", "serialized_exported_program.json"} & last:
+    # Entries of torch's own archives lie in one folder of any name: code in a program, archive_format in an export.
+    if any(n.parts[1:2] == ("code",) for n in names) or {"archive_format", "serialized_exported_program.json"} & last:
         return "program"
     return "weights" if "data.pkl" in last else None
 
@@ -95,7 +97,7 @@ def _folder(path: Path) -> Source:
     with reading(path, "a folder"):
         if (path / CARD).is_file():
             return "own"
-        if (path / "configs" / "metadata.json").is_file():
+        if any((path / name).is_file() for name in _BUNDLE):
             return "bundle"
         around = (path, path.parent, *sorted(p for p in path.iterdir() if p.is_dir()))
         if any((place / "plans.json").is_file() for place in around):
@@ -143,6 +145,9 @@ def import_any(source: Path, choices: Choices | None = None, consent: Consent = 
         source = path
     kind = source_of(source)
     if kind == "own":
+        refuse_idle(
+            choices, source.name, "a model of this program, whose card says it", set(Choices.model_fields) - {"name"}
+        )
         return Imported(import_model(source, name=choices.name, consent=consent))
     read = draft(kind, source, choices, consent)
     return Imported(take_in(source, lambda stage: _fill(stage, read)), read.remarks)

@@ -147,11 +147,12 @@ class AuditDock(RunDock):
         self.data.setPlaceholderText("folder with images/ and labels/")
         self.data.setToolTip(
             "A folder with images/ and labels/ (files of the same names), or with the dataset.json of the Medical "
-            "Segmentation Decathlon or nnU-Net"
+            "Segmentation Decathlon or nnU-Net; or a list of cases (CSV, TSV or JSONL)"
         )
         self.data.setAccessibleName("Data folder")
         self.browse = browse_button("Choose the data folder")
-        column.addLayout(row(self.data, self.browse))
+        self.browse_list = browse_button("Choose a list of cases (CSV, TSV, JSONL or dataset.json)", "List…")
+        column.addLayout(row(self.data, self.browse, self.browse_list))
         self.facts = words(rich=True)
         column.addWidget(self.facts)
         self.keep_seen = QCheckBox("Keep cases seen in training")
@@ -284,6 +285,7 @@ class AuditDock(RunDock):
         self.models.itemChanged.connect(self._on_ticked)
         self.data.editingFinished.connect(lambda: self._set("data", _path(self.data)))
         self.browse.clicked.connect(self._on_browse)
+        self.browse_list.clicked.connect(self._on_browse_list)
         self.keep_seen.toggled.connect(lambda on: self._set("keep_seen", on))
         for choice, button in self.tiers.items():
             button.toggled.connect(lambda on, choice=choice: self._on_tier(choice, on))
@@ -401,6 +403,11 @@ class AuditDock(RunDock):
         folder = self.ask_folder("Data set: a folder with images/ and labels/")
         if folder is not None:
             self._set("data", folder)
+
+    def _on_browse_list(self) -> None:
+        file = self.ask_file("Data set: a list of cases")
+        if file is not None:
+            self._set("data", file)
 
     def _on_browse_out(self) -> None:
         folder = self.ask_folder("Folder for the results of the audit")

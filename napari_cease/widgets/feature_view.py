@@ -18,7 +18,7 @@ from qtpy.QtCore import QRectF, Qt, QTimer
 from qtpy.QtWidgets import QApplication, QCheckBox, QFileDialog, QGridLayout, QLabel, QMenu, QPushButton, QSizePolicy
 
 from cease_core.errors import CeaseError
-from cease_core.evaluation.features import FeaturePicture
+from cease_core.evaluation.features import LEAST_PIXELS, FeaturePicture
 from cease_core.scan import Scan
 from napari_cease import findings
 from napari_cease.explorer import Explorer
@@ -39,10 +39,12 @@ TIP = (
 FIGURES_TIP = (
     "<p><b>Cosine to clean</b>: of the attacked feature with the clean one of the same pixel, mean.<br>"
     "<b>Separation</b> of the classes, clean → attacked: spread between them over the spread within.<br>"
-    "<b>Own class</b>, clean → attacked: share of pixels nearest to where their class lies when clean.<br>"
+    "<b>Own class</b>, clean → attacked: share of pixels nearest to where the others of their class lie when clean.<br>"
+    f"Both leave out classes with fewer than {LEAST_PIXELS} pixels.<br>"
     "<b>Variance shown</b>: that of the clean features in the plane; the figures above are of whole features.</p>"
 )
 ONE_CLASS = "There is but one class in this slice, so there is nothing to tell apart."
+FEW_PIXELS = f"Fewer than two classes have {LEAST_PIXELS} pixels in this slice, so there is nothing to tell apart."
 CHOOSE = "Choose a scan and a model: the model's features appear here."
 NOTHING = "There are no features yet; choose a scan and a model, and wait for the attack."
 BACKGROUND = "#8C8C8C"
@@ -324,7 +326,7 @@ class FeatureView(Fold):
         self._extent.take_in(side, found.picture, anew=not still)
         for one, plot in self.plots.items():
             plot.setRange(self._extent.of(one), padding=0)
-        self._remark(side, ONE_CLASS if math.isnan(found.picture.separation[0]) else "")
+        self._remark(side, _too_few(found.picture))
         self.legend.setText(legend_text(self._shown_classes()))
 
     def _shown_classes(self) -> Colours:
@@ -442,12 +444,22 @@ class Extent:
 
 def caption(picture: FeaturePicture) -> list[str]:
     """The figures of a picture, a line each."""
+    few = len(picture.left_out)
     return [
         f"cosine to clean {picture.cosine:.2f}",
         f"separation {_figure(picture.separation[0])} → {_figure(picture.separation[1])}",
         f"own class {_percent(picture.recognised[0])} → {_percent(picture.recognised[1])} %",
         f"variance shown {_percent(picture.explained)} %",
+        *([f"left out: {few} class{'es' * (few != 1)} (< {LEAST_PIXELS} pixels)"] if few else []),
     ]
+
+
+def _too_few(picture: FeaturePicture) -> str:
+    """Why there are no classes to tell apart; empty if there are."""
+    classes = len(np.unique(picture.classes))
+    if classes < 2:
+        return ONE_CLASS
+    return FEW_PIXELS if classes - len(picture.left_out) < 2 else ""
 
 
 def _figure(value: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from qtpy.QtWidgets import (
 
 from cease_core.errors import first_fault
 from cease_core.models import ARCHITECTURES
+from cease_core.models.card import WindowRule
 from cease_core.models.foreign.drafts import Choices, Question
 from cease_core.models.importing import Source
 
@@ -44,6 +47,8 @@ INTENSITIES = {
     "0 to 1 over the whole scan": "minmax",
     "as in the file": "none",
 }
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""As a card's, which is a folder's, too."""
 DIMENSIONS = {FOUND_OUT: None, "2-D images": 2, "3-D volumes": 3}
 
 
@@ -94,7 +99,7 @@ class ImportForm(QDialog):
         )
         self.window = _line(
             f"{window.low:g}, {window.high:g}" if window is not None and fixed else "",
-            "percentiles of each scan",
+            _percentiles(window) if window is not None and not fixed else "percentiles of each scan",
             "Intensities in the scan's unit that count as 0 and 1; ε is a fraction of this interval",
         )
         self.spacing = _line(
@@ -150,21 +155,38 @@ class ImportForm(QDialog):
         ValueError
             If an entry cannot be understood; the sentence says which.
         """
+        name = self.name.text().strip()
+        if name and not NAME.fullmatch(name):
+            raise ValueError(
+                "Name: write letters, digits, dots, dashes and underscores, beginning with a letter or a digit."
+            )
+        classes = tuple(c.strip() for c in self.classes.text().split(",") if c.strip())
+        twice = next((c for c in classes if classes.count(c) > 1), None)
+        if twice is not None:
+            raise ValueError(f"Classes: {twice} is there {classes.count(twice)} times; give each class its own name.")
+        spacing = _numbers(self.spacing.text(), "Voxel size")
+        if any(s < 0 for s in spacing):
+            raise ValueError("Voxel size: write numbers above 0, or 0 for an axis that stays as it is.")
         said: dict[str, Any] = {
-            "name": self.name.text().strip() or None,
-            "classes": tuple(c.strip() for c in self.classes.text().split(",") if c.strip()) or None,
+            "name": name or None,
+            "classes": classes or None,
             "mode": self.mode.currentData(),
             "activation": self.activation.currentData(),
             "ndim": self.ndim.currentData(),
             "normalise": self.normalise.currentData(),
-            "spacing": _numbers(self.spacing.text(), "Voxel size") or None,
+            "spacing": spacing or None,
             "architecture": self.architecture.currentText().strip() or None,
             "args": _arguments(self.arguments.text()),
         }
         ends = _numbers(self.window.text(), "Window")
         if len(ends) not in (0, 2):
             raise ValueError("Window: write two numbers, such as -160, 240, or leave it empty.")
-        window = {"kind": "fixed", "low": ends[0], "high": ends[1]} if ends else None
+        if ends and not ends[1] > ends[0]:
+            raise ValueError("Window: write the lower number first, such as -160, 240.")
+        known = self._known.window
+        window: Any = {"kind": "fixed", "low": ends[0], "high": ends[1]} if ends else None
+        if not ends and known is not None and known.kind == "percentile":
+            window = known
         return Choices.model_validate(self._known.model_dump() | said | {"window": window})
 
 
@@ -208,11 +230,20 @@ def _choice(entries: dict[str, Any], chosen: Any, tip: str) -> QComboBox:
     return box
 
 
+def _percentiles(window: WindowRule) -> str:
+    return f"percentiles {window.low:g} to {window.high:g} of each scan"
+
+
 def _numbers(text: str, name: str) -> tuple[float, ...]:
+    """Finite numbers; a minus may be the sign or the dash that keyboards have."""
+    told = f"{name}: write numbers with commas between them, or leave it empty."
     try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
+        found = tuple(float(part) for part in text.replace("−", "-").split(",") if part.strip())
     except ValueError as error:
-        raise ValueError(f"{name}: write numbers with commas between them, or leave it empty.") from error
+        raise ValueError(told) from error
+    if not all(map(math.isfinite, found)):
+        raise ValueError(told)
+    return found
 
 
 def _arguments(text: str) -> dict[str, Any] | None:

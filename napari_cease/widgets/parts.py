@@ -79,10 +79,10 @@ def button_row(*buttons: QPushButton) -> QHBoxLayout:
     return row
 
 
-def browse_button(tip: str) -> QToolButton:
-    """A button that opens a dialog for a folder."""
+def browse_button(tip: str, text: str = "…") -> QToolButton:
+    """A button that opens a dialog for a folder or a file."""
     button = QToolButton()
-    button.setText("…")
+    button.setText(text)
     button.setToolTip(tip)
     button.setAccessibleName(tip)
     return button

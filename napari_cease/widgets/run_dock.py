@@ -14,6 +14,9 @@ from qtpy.QtWidgets import QFileDialog, QFrame, QScrollArea, QVBoxLayout, QWidge
 
 from napari_cease.widgets.window import main_window
 
+LISTS = "Lists of cases (*.csv *.tsv *.jsonl);;dataset.json (dataset.json)"
+"""The files that are data sets: what a dialog offers."""
+
 
 class RunDock(QScrollArea):
     """A dock, as narrow as it needs to be, that ends with its window or when it is removed.
@@ -27,12 +30,15 @@ class RunDock(QScrollArea):
     ----------
     ask_folder
         What asks for a folder, given the question; None if the user would rather not.
+    ask_file
+        The same for a file that lists cases.
     """
 
     def __init__(self, viewer: Any) -> None:
         super().__init__()
         self.viewer = viewer
         self.ask_folder: Callable[[str], Path | None] = self._ask_folder
+        self.ask_file: Callable[[str], Path | None] = self._ask_file
         self._closed = False
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
@@ -98,4 +104,8 @@ class RunDock(QScrollArea):
 
     def _ask_folder(self, question: str) -> Path | None:
         found = QFileDialog.getExistingDirectory(self, question)
+        return Path(found) if found else None
+
+    def _ask_file(self, question: str) -> Path | None:
+        found, _ = QFileDialog.getOpenFileName(self, question, filter=LISTS)
         return Path(found) if found else None

@@ -83,6 +83,8 @@ class ScanView(QObject):
         if self._layer is not None:
             self._layer.events.contrast_limits.disconnect(self._offer_windows)
         self._layer = layer
+        # A frame that is still being read was wanted of the scan before.
+        self._reading = None
         if layer is not None:
             layer.events.contrast_limits.connect(self._offer_windows)
 
@@ -123,11 +125,13 @@ class ScanView(QObject):
         if self._worker is None:
             return
         # Meanwhile another frame, or another scan altogether, may have been chosen.
-        layer = self._reading
-        if generation != self._worker.generation or layer is None or layer is not self._layer:
+        if generation != self._worker.generation:
+            return
+        layer, self._reading = self._reading, None
+        if layer is None or layer is not self._layer:
+            self._mirror()
             return
         assert isinstance(scan, Scan)
-        self._reading = None
         show_frame(layer, scan)
         self.shown.emit()
 

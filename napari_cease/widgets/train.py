@@ -56,7 +56,12 @@ class TrainDock(RunDock):
         self.ask_leave: Callable[[], Leave] = self._ask_leave
         self._folded = False
         self._remark = ""
-        self.form = TrainingForm(self.session, napari_viewer, lambda question: self.ask_folder(question))
+        self.form = TrainingForm(
+            self.session,
+            napari_viewer,
+            lambda question: self.ask_folder(question),
+            lambda question: self.ask_file(question),
+        )
         self.trainer = Trainer(self.session, self.form.pairs, self)
         self.layers = TrainingLayers(napari_viewer, self._on_layers_gone)
         self._build()

@@ -72,6 +72,8 @@ class TrainingForm(QWidget):
     ----------
     ask_folder
         What asks for a folder, given the question; None if the user would rather not.
+    ask_file
+        The same for a file that lists cases.
     """
 
     remarked = Signal(str)
@@ -79,9 +81,15 @@ class TrainingForm(QWidget):
     ticked = Signal()
     """Other layers are to be trained on."""
 
-    def __init__(self, session: TrainingSession, viewer: ViewerModel, ask_folder: Callable[[str], Path | None]) -> None:
+    def __init__(
+        self,
+        session: TrainingSession,
+        viewer: ViewerModel,
+        ask_folder: Callable[[str], Path | None],
+        ask_file: Callable[[str], Path | None],
+    ) -> None:
         super().__init__()
-        self.session, self.viewer, self.ask_folder = session, viewer, ask_folder
+        self.session, self.viewer, self.ask_folder, self.ask_file = session, viewer, ask_folder, ask_file
         self._filling = False
         self._fields: dict[str, Callable[[Any], None]] = {}
         self._forms: list[QFormLayout] = []
@@ -94,6 +102,7 @@ class TrainingForm(QWidget):
         for part in self.parts:
             column.addWidget(part)
         self.browse.clicked.connect(lambda: self._choose("folder", "Data set: a folder with images/ and labels/"))
+        self.browse_list.clicked.connect(self._choose_list)
         self.browse_place.clicked.connect(lambda: self._choose("library", "Folder that receives the model"))
         self.layers.itemChanged.connect(lambda _: self.ticked.emit() if not self._filling else None)
         for name in {*self._fields, "epochs", "minutes", "gradients"}:
@@ -110,14 +119,16 @@ class TrainingForm(QWidget):
     def _build_data(self) -> QWidget:
         inside, form = self._form()
         self.source = GroupedBox("Where the scans and their masks come from")
-        self.source.offer({"": [Choice("a folder", "folder"), Choice("labelled layers of the viewer", "layers")]}, None)
+        self.source.offer(
+            {"": [Choice("a folder or a list", "folder"), Choice("labelled layers of the viewer", "layers")]}, None
+        )
         self._bind("source", self.source, self.source.chosen, self.source.show_value, lambda: self.source.value)
         form.addRow("From", self.source)
         self.folder = QLineEdit()
         self.folder.setPlaceholderText("folder with images/ and labels/")
         self.folder.setToolTip(
             "A folder with images/ and labels/ (files of the same names), or with the dataset.json of the Medical "
-            "Segmentation Decathlon or nnU-Net"
+            "Segmentation Decathlon or nnU-Net; or a list of cases (CSV, TSV or JSONL)"
         )
         self._bind(
             "folder",
@@ -127,8 +138,9 @@ class TrainingForm(QWidget):
             lambda: Path(self.folder.text().strip()) if self.folder.text().strip() else None,
         )
         self.browse = browse_button("Choose the folder of the data")
+        self.browse_list = browse_button("Choose a list of cases (CSV, TSV, JSONL or dataset.json)", "List…")
         self.folder_label = QLabel("Folder")
-        form.addRow(self.folder_label, row(self.folder, self.browse))
+        form.addRow(self.folder_label, row(self.folder, self.browse, self.browse_list))
         self.layers = QListWidget()
         self.layers.setFixedHeight(76)
         outline_boxes(self.layers)
@@ -353,7 +365,7 @@ class TrainingForm(QWidget):
         self.amount.setValue(round(getattr(s, s.length)))
         self.amount.blockSignals(False)
         self._filling = False
-        for widget in (self.folder_label, self.folder, self.browse):
+        for widget in (self.folder_label, self.folder, self.browse, self.browse_list):
             widget.setVisible(s.source == "folder")
         for widget in (self.layers_label, self.layers):
             widget.setVisible(s.source == "layers")
@@ -383,6 +395,11 @@ class TrainingForm(QWidget):
         folder = self.ask_folder(question)
         if folder is not None:
             self._set(name, folder)
+
+    def _choose_list(self) -> None:
+        file = self.ask_file("Data set: a list of cases")
+        if file is not None:
+            self._set("folder", file)
 
     def _on_amount(self) -> None:
         if not self._filling:

@@ -173,6 +173,31 @@ def test_a_split_of_some_cases_is_one_problem(write: Write) -> None:
     assert problem == "line 3: 2 of the 3 cases have no split; give all of them one, or none."
 
 
+def test_an_image_stays_on_one_side_however_its_path_is_written(folder: Path, write: Write) -> None:
+    (folder / "again.nii").symlink_to(folder / "p1" / "t1.nii")
+    told = problems(
+        write(
+            "image,labels,name,split",
+            "p1/t1.nii,p1/p1_mask.nii,a,train",
+            "p2/../p1/t1.nii,p1/p1_mask.nii,b,test",
+            "again.nii,p1/p1_mask.nii,c,val",
+            "./p1/t1.nii,p1/p1_mask.nii,d,train",
+        )
+    )
+    assert told == [
+        f"line {line}: image {image} is on the side {side}, but in line 2 on training; keep an image on one side."
+        for line, image, side in ((3, "p2/../p1/t1.nii", "test"), (4, "again.nii", "validation"))
+    ]
+
+
+def test_names_that_differ_in_capitals_only_are_one_name_on_many_disks(write: Write) -> None:
+    (problem,) = problems(write("image,labels,name", "p1/t1.nii,p1/p1_mask.nii,Ann", "p2/t1.nii,p2/p2_mask.nii,ann"))
+    assert problem == (
+        "line 3: the name ann is Ann of line 2 but for small and capital letters, which many disks do not tell apart; "
+        "give another one in name."
+    )
+
+
 @pytest.mark.parametrize(
     ("header", "expected"),
     [

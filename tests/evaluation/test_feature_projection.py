@@ -193,20 +193,51 @@ def test_the_mean_cosine_is_that_of_each_pixel_with_itself() -> None:
 
 def test_separation_is_the_spread_between_classes_over_that_within() -> None:
     # Centres at ±2; members one away from theirs on one side, three on the other: (4) / ((1 + 9) / 2).
-    rows = torch.tensor([[-3.0], [-1], [5], [-1]])
-    classes = torch.tensor([0, 0, 4, 4])
-    assert separation(rows, classes) == pytest.approx(4 / 5)
+    left, right = torch.tensor([[-3.0], [-1]]).repeat(3, 1), torch.tensor([[5.0], [-1]]).repeat(3, 1)
+    assert separation(torch.cat([left, right]), torch.tensor([0, 4]).repeat_interleave(6)) == pytest.approx(4 / 5)
     # A class that has more pixels counts no more.
-    crowd = torch.cat([rows, rows[:2], rows[:2]])
-    assert separation(crowd, torch.tensor([0, 0, 4, 4, 0, 0, 0, 0])) == pytest.approx(4 / 5)
+    crowd, classes = torch.cat([left, left, left, right]), torch.tensor([0, 0, 0, 4]).repeat_interleave(6)
+    assert separation(crowd, classes) == pytest.approx(4 / 5)
+
+
+def test_without_spread_within_there_is_no_ratio() -> None:
+    rows = F.normalize(noise(2, 30, seed=6), dim=1).repeat_interleave(7, dim=0)
+    assert math.isnan(separation(rows, torch.tensor([0, 1]).repeat_interleave(7)))
 
 
 def test_a_pixel_is_recognised_where_its_class_was_when_clean() -> None:
-    clean, classes = torch.tensor([[-2.0], [-2], [-2], [2]]), torch.tensor([1, 1, 1, 2])
+    clean, classes = torch.tensor([[-2.0]] * 6 + [[2.0]] * 5), torch.tensor([1] * 6 + [2] * 5)
     assert recognised(clean, classes, clean) == 1
     assert recognised(-clean, classes, clean) == 0
-    # The classes' shares are 2/3 and 1, however many pixels they have.
-    assert recognised(torch.tensor([[-2.0], [-1], [1], [3]]), classes, clean) == pytest.approx((2 / 3 + 1) / 2)
+    # The classes' shares are 4/6 and 1, however many pixels they have.
+    moved = torch.tensor([[-2.0]] * 4 + [[1.0]] * 2 + [[3.0]] * 5)
+    assert recognised(moved, classes, clean) == pytest.approx((4 / 6 + 1) / 2)
+
+
+@pytest.mark.parametrize("sizes", [(48, 48), (48, 48, 48), (48, 6)])
+def test_features_that_know_nothing_of_the_classes_recognise_as_many_as_chance(sizes: tuple[int, ...]) -> None:
+    classes = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    found = []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        clean = F.normalize(torch.randn(len(classes), 64, generator=generator), dim=1)
+        found.append(recognised(clean, classes, clean))
+    assert np.mean(found) == pytest.approx(1 / len(sizes), abs=0.04)
+
+
+def test_classes_of_few_pixels_count_in_no_figure_and_are_named() -> None:
+    model, images, labels = unet(), noise(1, 1, 64, 96), thirds(64, 96).clamp_max(1)
+    without = FeatureProbe(model, images, labels, per_class=10_000)
+    labels[:, 8:16, 72:80] = 2
+    probe = FeatureProbe(model, images, labels, per_class=10_000)
+    assert probe.classes.bincount().tolist()[2] == 4
+    picture = probe.picture(torch.zeros(1, 1, 64, 96))
+    assert picture.left_out == (2,)
+    counted = probe.classes != 2
+    rows, classes = probe.clean[counted], probe.classes[counted]
+    assert picture.separation[0] == separation(rows, classes)
+    assert picture.recognised[0] == recognised(rows, classes, rows)
+    assert without.picture(torch.zeros(1, 1, 64, 96)).left_out == ()
 
 
 def test_a_single_class_is_neither_apart_nor_recognised() -> None:

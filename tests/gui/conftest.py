@@ -65,8 +65,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _own_library(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_library(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CEASE_MODELS", str(library))
+    monkeypatch.setenv("CEASE_SESSIONS", str(tmp_path / "own sessions"))
 
 
 @pytest.fixture

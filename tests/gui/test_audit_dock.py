@@ -276,6 +276,24 @@ def test_a_folder_without_cases_is_one_sentence_and_no_start(dock, qtbot, tmp_pa
     assert not errors
 
 
+def test_a_list_of_cases_is_a_data_set_too(dock, qtbot, tmp_path, errors):
+    table = tmp_path / "hearts.csv"
+    names = sorted(p.name for p in (CARDIAC / "images").iterdir())[:2]
+    table.write_text("\n".join(["image,labels", *(f"{CARDIAC}/images/{n},{CARDIAC}/labels/{n}" for n in names)]))
+    tick(dock, MODELS[0])
+    dock.keep_seen.click()
+    dock.ask_file = lambda _: None
+    click(dock.browse_list)
+    assert dock.session.data is None
+    dock.ask_file = lambda _: table
+    click(dock.browse_list)
+    qtbot.waitUntil(lambda: dock.auditor.present is not None, timeout=WAIT)
+    assert dock.data.text() == str(table)
+    assert dock.facts.text().startswith("2 cases; 2 will be audited")
+    assert dock.start.isEnabled()
+    assert not errors
+
+
 def test_settings_that_do_not_fit_are_said_and_taken_back(dock, errors):
     type_into(dock.levels, "2, four")
     assert "such as 2, 4, 8, 10" in errors.pop()

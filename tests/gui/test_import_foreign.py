@@ -13,7 +13,7 @@ from qtpy.QtTest import QTest
 from qtpy.QtWidgets import QApplication, QDialogButtonBox, QMessageBox
 from torch import nn
 
-from cease_core.models import open_model
+from cease_core.models import WindowRule, open_model
 from cease_core.models.foreign.drafts import Choices
 from napari_cease.widgets.import_form import ImportForm
 from napari_cease.widgets.models import ModelsDock
@@ -25,6 +25,7 @@ WAIT = 30_000
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "library"
     monkeypatch.setenv("CEASE_MODELS", str(folder))
+    monkeypatch.setenv("CEASE_CONSENT", str(tmp_path / "home"))
     return folder
 
 
@@ -118,7 +119,13 @@ def test_no_is_the_answer_that_enter_gives(dock, program, library, qtbot) -> Non
     ("field", "text", "sentence"),
     [
         ("window", "10", "two numbers"),
+        ("window", "0, inf", "Window: write numbers"),
+        ("window", "nan, 1", "Window: write numbers"),
+        ("window", "240, -160", "the lower number first"),
         ("spacing", "1 mm", "numbers with commas"),
+        ("spacing", "−1, 1, 1", "above 0, or 0 for an axis that stays"),
+        ("name", "../../evil", "Name: write letters, digits"),
+        ("classes", "liver, a, a", "a is there 2 times; give each class its own name"),
         ("arguments", "{", "write JSON"),
     ],
 )
@@ -141,3 +148,24 @@ def test_what_is_said_goes_over_what_was_known(qtbot, tmp_path) -> None:
     assert (said.orientation, said.classes, said.args) == ("RAS", ("spleen",), {"channels": [16, 32]})
     assert said.window is not None
     assert (said.window.low, said.window.high) == (-160, 240)
+
+
+def test_a_minus_may_be_the_sign_and_a_voxel_size_0(qtbot, tmp_path) -> None:
+    form = ImportForm(tmp_path / "net.pt", "weights", Choices())
+    qtbot.addWidget(form)
+    form.window.setText("−160, 240")
+    form.spacing.setText("0, 0.5, 0.5")
+    said = form.choices()
+    assert said.window is not None
+    assert (said.window.low, said.window.high) == (-160, 240)
+    assert said.spacing == (0, 0.5, 0.5)
+
+
+def test_percentiles_that_are_known_stay_unless_a_window_is_said(qtbot, tmp_path) -> None:
+    known = WindowRule(kind="percentile", low=2, high=98)
+    form = ImportForm(tmp_path / "net.pt", "weights", Choices(window=known))
+    qtbot.addWidget(form)
+    assert form.window.placeholderText() == "percentiles 2 to 98 of each scan"
+    assert form.choices().window == known
+    form.window.setText("0, 1")
+    assert form.choices().window == WindowRule(kind="fixed", low=0, high=1)

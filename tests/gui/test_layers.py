@@ -14,7 +14,8 @@ from cease_core.models.card import PALETTE, ClassInfo
 from cease_core.models.checkpoint import load_card
 from napari_cease.geometry import display_array
 from napari_cease.jobs.exploration import SIDES, Opened, View
-from napari_cease.layers import NEGATIVE, OURS, POSITIVE, Panes, perturbation_rgba, role_of
+from napari_cease.jobs.training import Preview
+from napari_cease.layers import NEGATIVE, OURS, POSITIVE, TRAINING, Panes, TrainingLayers, perturbation_rgba, role_of
 
 GEOMETRY = ("scale", "translate", "units", "axis_labels")
 
@@ -273,3 +274,61 @@ def test_the_right_pane_follows_the_users_edits(panes, viewer):
     assert drawn
     panes.close()
     mask.data = np.ones_like(mask.data)  # nobody listens any more
+
+
+# --- a training's preview ---
+
+
+@pytest.fixture
+def training(viewer, qtbot):
+    """Its layers, and whether they have gone; Qt's loop is needed."""
+    gone = []
+    made = TrainingLayers(viewer, lambda: gone.append(True))
+    yield made, gone
+    made.release()
+
+
+def preview():
+    mask = np.ones((6, 8), np.uint8)
+    return Preview("a", 1, 8 / 255, np.ones((1, 6, 8), np.float32), mask, mask, mask, (1.0, 0.5))
+
+
+def ours(viewer):
+    return [layer for layer in viewer.layers if role_of(layer)[0] == TRAINING]
+
+
+@pytest.mark.parametrize("add", ["add_shapes", "add_points"])
+def test_layers_without_content_have_no_place_that_counts(training, viewer, add):
+    made, _ = training
+    getattr(viewer, add)()
+    made.show(preview())
+    (scan, *_) = ours(viewer)
+    assert (tuple(scan.scale), tuple(scan.translate)) == ((1, 1), (0, 0))
+    made.close()
+    viewer.add_image(np.eye(16), scale=(2, 2))
+    made.show(preview())
+    (scan, *_) = ours(viewer)
+    assert tuple(scan.scale) == (30 / 8, 30 / 8)  # as wide as from its first pixel to its last
+    assert scan.extent.world[0, 0] > viewer.layers[-1].extent.world[1, 0]
+
+
+def test_a_preview_that_cannot_be_shown_does_not_keep_the_next_removal_from_being_noticed(training, viewer, qtbot):
+    made, gone = training
+    made.show(preview())
+    with pytest.raises(ValueError, match="format"):
+        made.show(preview()._replace(dice=("high", "low")))
+    viewer.layers.remove(ours(viewer)[0])
+    qtbot.waitUntil(lambda: gone == [True])
+    assert not ours(viewer)
+
+
+def test_all_layers_are_deleted_at_once_while_a_preview_is_shown(training, viewer, qtbot):
+    made, gone = training
+    viewer.add_image(np.eye(8))
+    made.show(preview())
+    viewer.layers.select_all()
+    viewer.layers.remove_selected()
+    assert not viewer.layers
+    qtbot.waitUntil(lambda: gone == [True])
+    made.show(preview())
+    assert len(ours(viewer)) == 4

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,21 +17,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from napari.layers import Labels, Shapes
+from qtpy.QtCore import QEventLoop, Qt, QTimer
+from qtpy.QtWidgets import QApplication, QMessageBox
 
 from cease_core.errors import CeaseError
 from cease_core.io import read_labels, read_scan, write_labels, write_scan
 from cease_core.scan import Scan
-from napari_cease import recovery, settings
-from napari_cease.layers import is_mask
-from napari_cease.readers import scan_layers
-from napari_cease.recovery import DAMAGED, find_left
-from napari_cease.saved_session import ARRAY, DESCRIPTION, SUFFIX, read_session, rebuild
+from napari_cease import commands, recovery, saved_session, settings
+from napari_cease.layers import is_mask, show_frame
+from napari_cease.readers import open_scan, scan_layers
+from napari_cease.recovery import DAMAGED, LOCK, find_left
+from napari_cease.samples import labels_layer
+from napari_cease.saved_session import ARRAY, DESCRIPTION, SUFFIX, Rebuilt, read_session, rebuild
 from napari_cease.widgets.restore_bar import RestoreBar
 
 WAIT = 10_000
+MANIFEST = json.dumps({"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "1": "tumour"}})
 CORNERS = np.array([[0, 4.0, 5], [0, 4, 30], [0, 20, 30], [0, 20, 5]])
 
 
@@ -248,6 +254,55 @@ def test_a_window_that_closes_leaves_nothing(docked: Any, place: Path, qtbot: An
     assert list(place.iterdir()) == []
 
 
+def asks_back(window: Any, *, closes: bool) -> None:
+    """Let a window ask whether it shall close, as napari's does: events go on meanwhile."""
+
+    def asked(event: Any) -> None:
+        loop = QEventLoop()
+        QTimer.singleShot(50, loop.quit)
+        loop.exec_()
+        event.setAccepted(closes)
+
+    window.closeEvent = asked
+
+
+def test_a_window_that_asks_before_it_closes_leaves_nothing(docked: Any, place: Path, qtbot: Any) -> None:
+    viewer, dock = docked()
+    viewer.add_labels(np.ones((5, 5), int))
+    kept(qtbot, dock)
+    asks_back(dock.window(), closes=True)
+    dock.window().close()
+    assert list(place.iterdir()) == []
+
+
+def test_a_window_that_stays_keeps_its_record_though_it_is_hidden_later(docked: Any, place: Path, qtbot: Any) -> None:
+    viewer, dock = docked()
+    viewer.add_labels(np.ones((5, 5), int))
+    kept(qtbot, dock)
+    asks_back(dock.window(), closes=False)
+    dock.window().close()
+    qtbot.mouseClick(dock.slider, Qt.MouseButton.LeftButton)
+    dock.window().hide()
+    assert len(list(place.glob(f"*/{DESCRIPTION}"))) == 1
+    dock.window().show()
+    asks_back(dock.window(), closes=True)
+    dock.window().close()
+    assert list(place.iterdir()) == []
+
+
+def test_sessions_that_are_being_saved_are_written_before_the_window_has_closed(
+    docked: Any, tmp_path: Path, errors: list[str]
+) -> None:
+    viewer, dock = docked()
+    viewer.add_labels(np.eye(900, dtype=int), name="mine")
+    files = [tmp_path / f"{i}.cease" for i in range(4)]
+    for file in (*files, tmp_path / "nowhere" / "a.cease"):
+        dock.keeper.save_as(file)
+    dock.window().close()
+    assert [read_session(file).session.layers[0].name for file in files] == ["mine"] * 4
+    assert errors == ["a.cease was not written: its folder does not exist; create it, or choose another one."]
+
+
 # --- what is written, and when ---------------------------------------------------------------------------------
 
 
@@ -262,7 +317,7 @@ def test_a_change_is_on_disk_soon_and_values_are_written_once(docked: Any, qtbot
     kept(qtbot, dock)
     assert [(p, p.stat().st_mtime_ns) for p in place.glob(f"*/*{ARRAY}")] == [(first, stamp)]
     layer.data_setitem((np.array([1]), np.array([1])), 3)
-    qtbot.waitUntil(lambda: list(place.glob(f"*/*{ARRAY}")) != [first], timeout=WAIT)
+    qtbot.waitUntil(lambda: first not in place.glob(f"*/*{ARRAY}"), timeout=WAIT)
     (folder,) = place.iterdir()
     (again,) = rebuild(read_session(folder)).layers
     assert again is not None
@@ -292,6 +347,32 @@ def test_who_does_not_want_it_has_nothing_written(
     viewer.add_labels(np.ones((5, 5), int))
     qtbot.wait(200)
     assert not place.exists()
+
+
+def test_who_does_not_want_it_any_more_has_nothing_left(
+    docked: Any, qtbot: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Callable[..., None]] = []
+    monkeypatch.setattr(recovery, "on_change", lambda slot, follow=True: told.append(slot))
+    viewer, dock = docked()
+    viewer.add_labels(np.ones((5, 5), int))
+    kept(qtbot, dock)
+    monkeypatch.setattr(recovery, "preferences", lambda: settings.Preferences(keep_session=False))
+    told[0]()
+    qtbot.waitUntil(lambda: list(place.iterdir()) == [], timeout=WAIT)
+
+
+def test_nobody_else_can_read_a_record(docked: Any, qtbot: Any, place: Path) -> None:
+    viewer, dock = docked()
+    viewer.add_labels(np.ones((5, 5), int))
+    kept(qtbot, dock)
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (place, dock.keeper.record.folder)] == [0o700, 0o700]
+
+
+def test_records_lie_in_the_users_folder_wherever_the_models_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CEASE_SESSIONS")
+    monkeypatch.setenv("CEASE_MODELS", "/shared/models")
+    assert recovery.sessions_place() == Path.home() / ".napari-cease" / "sessions"
 
 
 def test_where_nothing_can_be_written_it_is_said_once(
@@ -336,10 +417,94 @@ def test_without_its_scan_the_drawn_layers_come_back_and_the_record_stays(
     _, dock = docked()
     with qtbot.waitSignal(dock.keeper.restored, timeout=WAIT):
         bar_of(dock).restore.click()
-    assert len(errors) == 1
     assert "heart.nii.gz" in errors[0]
+    assert errors[1:] == [
+        "heart labels came back without the scan that it was drawn on; compare its place before you use it."
+    ]
     np.testing.assert_equal(values(dock.viewer), drawn)
     assert len(list(place.glob(f"*/{DAMAGED}"))) == 1
+
+
+def test_without_its_models_alone_all_layers_come_back_and_the_record_goes(
+    docked: Any, qtbot: Any, place: Path, errors: list[str]
+) -> None:
+    viewer, dock = docked()
+    dock.choose(viewer.add_image(np.eye(9, dtype=np.float32)), None)
+    abandon(dock, qtbot)
+    (folder,) = place.iterdir()
+    text = json.loads((folder / DESCRIPTION).read_text())
+    text["choices"] |= {"undefended": "/nowhere/model", "parameters": {"steps": 10**9}}
+    (folder / DESCRIPTION).write_text(json.dumps(text))
+    _, dock = docked()
+    with qtbot.waitSignal(dock.keeper.restored, timeout=WAIT):
+        bar_of(dock).restore.click()
+    kept(qtbot, dock)
+    assert errors == [
+        "the model model is no longer in /nowhere; choose another one.",
+        "the attack had 1000000000 steps; it has 1000 now, set more by hand.",
+    ]
+    assert dock.session.parameters["steps"] == 1000
+    assert not folder.exists()
+
+
+def test_what_was_put_aside_goes_after_thirty_days(place: Path) -> None:
+    for name, days in (("old", 31), ("new", 29)):
+        record = place / name
+        record.mkdir(parents=True)
+        for file in (LOCK, DAMAGED):
+            (record / file).touch()
+        then = time.time() - days * 24 * 3600
+        os.utime(record / DAMAGED, (then, then))
+    assert find_left(place) == (None, ())
+    assert [p.name for p in place.iterdir()] == ["new"]
+
+
+def test_a_restore_that_fails_is_offered_again(
+    docked: Any, qtbot: Any, errors: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer, dock = docked()
+    viewer.add_labels(np.eye(9, dtype=int), name="mine")
+    abandon(dock, qtbot)
+    _, dock = docked()
+    bar = bar_of(dock)
+
+    def fail(*_: Any) -> None:
+        raise AttributeError("unforeseen")
+
+    for place in ("rebuild", "show_again"):
+        with monkeypatch.context() as patch:
+            patch.setattr(recovery, place, fail)
+            bar.restore.click()
+            qtbot.waitUntil(bar.restore.isEnabled, timeout=WAIT)
+    assert len(errors) == 2
+    assert not dock.viewer.layers
+    with qtbot.waitSignal(dock.keeper.restored, timeout=WAIT):
+        bar.restore.click()
+    assert [x.name for x in dock.viewer.layers] == ["mine"]
+    assert bar.isHidden()
+
+
+def test_an_error_that_nobody_foresaw_costs_one_layer(
+    plain_file: Path, docked: Any, qtbot: Any, errors: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise AttributeError("unforeseen")
+
+    monkeypatch.setattr(saved_session, "open_scan", fail)
+    viewer, dock = docked()
+    with qtbot.waitSignal(dock.keeper.restored, timeout=WAIT):
+        dock.keeper.open_file(plain_file)
+    assert errors == ["heart could not be restored (AttributeError); everything else was."]
+    assert [x.name for x in viewer.layers] == ["mine"]
+
+
+def test_a_window_that_cannot_be_described_says_so(docked: Any, errors: list[str], tmp_path: Path) -> None:
+    viewer, dock = docked()
+    viewer.add_labels(np.eye(9, dtype=int)).metadata["cease"] = {"classes": {1: object()}}
+    dock.keeper.save_as(tmp_path / "a.cease")
+    (sentence,) = errors
+    assert sentence.startswith("the session was not kept or saved")
+    assert not (tmp_path / "a.cease").exists()
 
 
 def test_values_that_are_damaged_leave_the_rest_whole(
@@ -425,6 +590,74 @@ def test_one_channel_of_several_comes_back_as_that_channel(tmp_path: Path, docke
     assert [layer[0].tolist() for layer in rebuilt.layers if layer] == [c[0].tolist() for c in channels]
 
 
+def saved_and_read(viewer: Any, dock: Any, qtbot: Any, path: Path) -> Rebuilt:
+    with qtbot.waitSignal(dock.keeper.saved, timeout=WAIT):
+        dock.keeper.save_as(path)
+    return rebuild(read_session(path))
+
+
+def test_a_mask_below_a_series_comes_back_on_the_frame_that_is_shown(tmp_path: Path, docked: Any, qtbot: Any) -> None:
+    frames = np.arange(4 * 5 * 6 * 3, dtype=np.float32).reshape(4, 5, 6, 3)
+    nib.save(nib.Nifti1Image(frames, np.diag([2.0, 3, 4, 1])), tmp_path / "cine.nii.gz")
+    first, third = (open_scan(tmp_path / "cine.nii.gz", frame) for frame in (0, 2))
+    mask = (first.image[0] > 100).astype(np.int32)
+    viewer, dock = docked()
+    viewer._add_layer_from_data(*labels_layer(mask, first))
+    (image,) = viewer._add_layer_from_data(*scan_layers(first)[0])
+    show_frame(image, third)
+    rebuilt = saved_and_read(viewer, dock, qtbot, tmp_path / "a.cease")
+    assert rebuilt.faults == ()
+    labels, shown = rebuilt.layers
+    assert labels is not None
+    assert shown is not None
+    np.testing.assert_array_equal(shown[0], third.image[0])
+    np.testing.assert_array_equal(labels[0], mask)
+    assert labels[1]["metadata"]["cease"]["scan"] is shown[1]["metadata"]["cease"]["scan"]
+
+
+def test_contrasts_in_one_file_come_back_as_channels(tmp_path: Path, docked: Any, qtbot: Any) -> None:
+    contrasts = np.arange(4 * 5 * 6 * 2, dtype=np.float32).reshape(4, 5, 6, 2)
+    (tmp_path / "imagesTr").mkdir()
+    nib.save(nib.Nifti1Image(contrasts, np.eye(4)), tmp_path / "imagesTr" / "brain.nii.gz")
+    (tmp_path / "dataset.json").write_text(MANIFEST)
+    channels = scan_layers(open_scan(tmp_path / "imagesTr" / "brain.nii.gz"))
+    viewer, dock = docked()
+    for data in channels:
+        viewer._add_layer_from_data(*data)
+    rebuilt = saved_and_read(viewer, dock, qtbot, tmp_path / "a.cease")
+    assert rebuilt.faults == ()
+    assert [layer[0].tolist() for layer in rebuilt.layers if layer] == [c[0].tolist() for c in channels]
+    assert len(channels) == 2
+
+
+def test_a_mask_whose_scan_is_not_shown_keeps_its_grid(heart: Path, docked: Any, qtbot: Any, tmp_path: Path) -> None:
+    scan = read_scan(heart)
+    viewer, dock = docked()
+    viewer._add_layer_from_data(*labels_layer(np.ones(scan.shape, np.int32), scan))
+    (labels,) = saved_and_read(viewer, dock, qtbot, tmp_path / "a.cease").layers
+    assert labels is not None
+    np.testing.assert_array_equal(labels[1]["metadata"]["affine"], scan.affine)
+
+
+def test_a_mask_whose_scan_has_changed_comes_back_where_it_was_and_says_so(
+    heart: Path, docked: Any, qtbot: Any, tmp_path: Path, show_layers: Any
+) -> None:
+    scan = read_scan(heart)
+    viewer, dock = docked()
+    _, mask = show_layers(viewer, scan, np.ones(scan.shape, np.int32))
+    with qtbot.waitSignal(dock.keeper.saved, timeout=WAIT):
+        dock.keeper.save_as(tmp_path / "a.cease")
+    other = Scan(scan.image[:, :3], scan.affine, name="heart")
+    write_scan(other.image, other, heart)
+    rebuilt = rebuild(read_session(tmp_path / "a.cease"))
+    assert rebuilt.faults == (
+        "heart labels came back without the scan that it was drawn on; compare its place before you use it.",
+    )
+    _, labels = rebuilt.layers
+    assert labels is not None
+    assert labels[1]["translate"] == tuple(mask.translate)
+
+
 def packed(header: dict[str, Any] | None = None, array: Any = None, *, pickled: bool = False) -> bytes:
     """Values as a session holds them, with a header of one's own."""
     out = io.BytesIO()
@@ -452,11 +685,13 @@ NEGATIVE = {"descr": "<i4", "fortran_order": False, "shape": (-5, 5)}
         packed(HUGE),
         packed(NEGATIVE),
         packed(array=np.zeros(5)),
+        packed(array=np.full((3, 3), 2**31, np.int64)),
+        packed(array=np.full((3, 3), -(2**31) - 1, np.int64)),
         packed(array=np.array([["a", "b"]])),
         packed(array=np.ones((3, 3), np.int32))[:30],
         b"",
     ],
-    ids=["pickle", "huge", "negative", "numbers", "text", "short", "empty"],
+    ids=["pickle", "huge", "negative", "numbers", "large id", "small id", "text", "short", "empty"],
 )
 def test_hostile_values_cost_their_layer_and_nothing_else(
     plain_file: Path, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -471,6 +706,19 @@ def test_hostile_values_cost_their_layer_and_nothing_else(
     assert not (tmp_path / "hacked").exists()
 
 
+def test_the_memory_of_all_values_together_is_bounded(
+    docked: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer, dock = docked()
+    for name in "abc":
+        viewer.add_labels(np.ones((50, 50), np.uint8), name=name)
+    monkeypatch.setattr(saved_session, "MAX_VALUES", 2 * 4 * 2500)
+    rebuilt = saved_and_read(viewer, dock, qtbot, tmp_path / "a.cease")
+    assert [layer is None for layer in rebuilt.layers] == [False, False, True]
+    (sentence,) = rebuilt.faults
+    assert sentence.startswith("c was left out")
+
+
 def rewritten(source: Path, contents: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> Path:
     target = source.with_name("forged.cease")
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", how) as new:
@@ -483,6 +731,15 @@ def changed(text: bytes, **values: Any) -> bytes:
     return json.dumps(json.loads(text) | values).encode()
 
 
+def twice(text: bytes) -> bytes:
+    layers = json.loads(text)["layers"]
+    return changed(text, layers=[*layers, layers[-1]])
+
+
+def crowded(text: bytes) -> bytes:
+    return changed(text, layers=[{"kind": "shapes", "name": "s"}] * 201)
+
+
 DAMAGES: dict[str, Callable[[Path, bytes], Path]] = {
     "no zip": lambda p, _: SimpleNamespace(p=p.write_bytes(b"hello" * 100)) and p,
     "nothing in it": lambda p, _: SimpleNamespace(p=zipfile.ZipFile(p, "w").close()) and p,
@@ -493,6 +750,8 @@ DAMAGES: dict[str, Callable[[Path, bytes], Path]] = {
     "too large": lambda p, text: rewritten(p, {DESCRIPTION: text + b" " * 2**24}),
     "nested": lambda p, _: rewritten(p, {DESCRIPTION: b"[" * 100_000}),
     "no numbers": lambda p, text: rewritten(p, {DESCRIPTION: text.replace(b'"zoom":4.5', b'"zoom":NaN')}),
+    "the same values twice": lambda p, text: rewritten(p, {DESCRIPTION: twice(text)}),
+    "too many layers": lambda p, text: rewritten(p, {DESCRIPTION: crowded(text)}),
     "another folder": lambda p, text: rewritten(p, {DESCRIPTION: text.replace(b'"array":"', b'"array":"../')}),
 }
 
@@ -521,6 +780,31 @@ def test_a_session_that_asks_for_what_there_is_not_opens_with_what_there_is(
     assert errors[0] == "the model model is no longer in /nowhere; choose another one."
     assert "unknown attack 'magic'" in errors[1]
     assert dock.session.scan is not None
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_a_file_that_the_dialog_did_not_ask_about_is_asked_about(
+    docked: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agreed: bool
+) -> None:
+    viewer, dock = docked()
+    viewer.add_labels(np.eye(9, dtype=int))
+    (tmp_path / "mine.cease").write_text("precious")
+    monkeypatch.setattr(commands, "_viewer", lambda: viewer)
+    monkeypatch.setattr(commands, "explorer_of", lambda _: dock)
+    monkeypatch.setattr(commands, "ask_where", lambda *_: tmp_path / "mine")
+    asked: list[str] = []
+
+    def answer() -> None:
+        box = QApplication.activeModalWidget()
+        asked.append(box.text())
+        button = QMessageBox.StandardButton.Yes if agreed else QMessageBox.StandardButton.No
+        box.button(button).click()
+
+    QTimer.singleShot(100, answer)
+    commands.save_session()
+    qtbot.waitUntil(lambda: not dock.keeper.busy, timeout=WAIT)
+    assert asked == ["mine.cease already exists. Replace it?"]
+    assert ((tmp_path / "mine.cease").read_bytes() != b"precious") is agreed
 
 
 @pytest.fixture(autouse=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
+from qtpy.QtWidgets import QApplication
 
 from cease_core.io import WINDOWS
-from napari_cease.readers import read_layers
+from napari_cease.readers import open_scan, read_layers
 
 SHAPE = (40, 32, 5)
 
@@ -138,6 +140,36 @@ def test_the_last_of_several_wishes_counts(docked, bold, qtbot):
     qtbot.waitUntil(lambda: layer.name == "bold, frame 1", timeout=10_000)
     qtbot.waitUntil(lambda: dock.session.scan.metadata["frame"] == 1, timeout=10_000)
     assert dock.scan_view.frame.value() == 1
+
+
+def test_a_scan_that_is_left_while_a_frame_is_read_keeps_the_one_it_shows(
+    docked, bold, show_layers, volume, qtbot, monkeypatch
+):
+    go_on = threading.Event()
+
+    def slowly(*args):
+        go_on.wait(10)
+        return open_scan(*args)
+
+    monkeypatch.setattr("napari_cease.widgets.scan_view.open_scan", slowly)
+    viewer, dock = docked()
+    layer = add(viewer, bold)
+    other, _ = show_layers(viewer, *volume)
+    view = dock.scan_view
+    dock.scan.value = layer
+    view.frame.setValue(2)
+    dock.scan.value = other
+    dock.scan.value = layer
+    assert view.frame.value() == 0
+    with qtbot.waitSignal(view._worker.finished, timeout=10_000):
+        go_on.set()
+    QApplication.processEvents()
+    assert (layer.name, view.frame.value()) == ("bold, frame 0", 0)
+    # It can be wanted again.
+    with qtbot.waitSignal(view.shown, timeout=10_000):
+        view.frame.setValue(2)
+    qtbot.waitUntil(lambda: dock.session.scan.metadata["frame"] == 2, timeout=10_000)
+    assert (layer.name, view.frame.value()) == ("bold, frame 2", 2)
 
 
 def test_a_file_that_is_gone_is_said_and_the_frame_stays(docked, bold, errors, qtbot):

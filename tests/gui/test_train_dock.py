@@ -18,6 +18,7 @@ from qtpy.QtWidgets import (
 )
 from tiny_training import HEARTS, SECONDS, tiny, uninterrupted
 
+from cease_core.cli.train import DATA
 from cease_core.io import read_labels, read_scan
 from cease_core.models import available_models
 from cease_core.models.checkpoint import load_card
@@ -108,6 +109,27 @@ def test_a_folder_without_scans_is_refused_in_a_sentence(open_dock: Open, until:
     until(lambda: bool(dock.trainer.fault))
     assert "needs the folders images/ and labels/" in dock.note.text()
     assert not dock.start.isEnabled()
+
+
+def test_a_list_of_cases_is_a_data_set_too(open_dock: Open, until: Until, tmp_path: Path, own_library: Path) -> None:
+    table = tmp_path / "hearts.csv"
+    names = sorted(p.name for p in (HEARTS / "images").iterdir())[:3]
+    table.write_text("\n".join(["image,labels", *(f"{HEARTS}/images/{n},{HEARTS}/labels/{n}" for n in names)]))
+    dock = open_dock()
+    tiny(dock.session)
+    asked: list[str] = []
+    dock.ask_file = lambda question: asked.append(question) or None
+    dock.form.browse_list.click()
+    assert asked
+    assert dock.session.folder is None
+    dock.ask_file = lambda _: table
+    dock.form.browse_list.click()
+    until(lambda: dock.trainer.present is not None)
+    assert dock.form.folder.text() == str(table)
+    assert "2 training, 1 validation, 0 test" in dock.note.text()
+    assert dock.start.isEnabled()
+    run = create_run(dock.trainer.present.recipe, Job(own_library))
+    assert str(table) in (run.folder / DATA).read_text()
 
 
 def test_a_choice_that_does_not_fit_is_refused_in_a_sentence(on_hearts: TrainDock, until: Until) -> None:
@@ -410,7 +432,7 @@ def test_each_epoch_is_seen_under_attack_in_the_viewer(on_hearts: TrainDock, unt
     assert training_layers(dock) == {}
     dock.in_viewer.click()
     dock.viewer.layers.remove(training_layers(dock)["truth"])
-    assert training_layers(dock) == {}, "who removes one removes all"
+    until(lambda: training_layers(dock) == {})  # who removes one removes all
     assert not dock.in_viewer.isChecked()
     dock.in_viewer.click()
     assert len(training_layers(dock)) == 4

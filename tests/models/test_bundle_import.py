@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from monai_bundles import (
     CT_RANGE,
     LOAD,
@@ -31,7 +32,7 @@ from cease_core.attacks import PGD
 from cease_core.attacks.on_scan import pose_on_scan
 from cease_core.errors import CeaseError
 from cease_core.io import read_scan
-from cease_core.models import ForeignModel
+from cease_core.models import ForeignModel, WindowRule
 from cease_core.models.foreign.bundle import draft_bundle
 from cease_core.models.foreign.drafts import Choices
 from cease_core.models.foreign.spec import Clip, Percentiles, Scale, Standardise
@@ -284,6 +285,17 @@ def test_the_background_is_found_wherever_it_stands(plain) -> None:
     assert foreign.foreign.outputs == (1, 0)
 
 
+FIXED = WindowRule(kind="fixed", low=0, high=100)
+
+
+def without_preprocessing(bundle: Path) -> None:
+    """Take it out of the configuration."""
+    path = bundle / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    del config["preprocessing"]
+    path.write_text(json.dumps(config))
+
+
 def test_a_users_word_goes_before_the_bundles(plain) -> None:
     choices = Choices(
         name="mine",
@@ -306,6 +318,84 @@ def test_a_users_word_goes_before_the_bundles(plain) -> None:
         (32, 32),
         choices.steps,
     )
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("said", "steps"),
+    [
+        ({"normalise": "zscore"}, (Standardise(),)),
+        ({"normalise": "none"}, ()),
+        ({"normalise": "unit", "window": FIXED}, (Scale(factor=(0.01,), offset=(0.0,)),)),
+    ],
+)
+def test_a_word_about_intensities_goes_before_the_bundles(
+    plain, said: dict[str, Any], steps: tuple[Any, ...], named: bool
+) -> None:
+    bundle = plain([*LOAD, CT_RANGE])
+    if not named:
+        without_preprocessing(bundle)
+    assert opened(bundle, Choices(**said)).foreign.steps == steps
+
+
+def test_without_preprocessing_a_window_is_what_the_network_sees(plain) -> None:
+    bundle = plain([*LOAD, CT_RANGE])
+    assert len(opened(bundle, Choices(window=FIXED)).foreign.steps) == 2  # a bundle knows its own
+    without_preprocessing(bundle)
+    assert opened(bundle, Choices(window=FIXED)).foreign.steps == (Scale(factor=(0.01,), offset=(0.0,)),)
+    draft = draft_bundle(bundle, Choices())
+    assert draft.card.foreign is not None
+    assert draft.card.foreign.steps == ()
+    assert any("seen as their files hold them" in remark for remark in draft.remarks)
+
+
+def test_a_bundle_has_no_folds(plain) -> None:
+    with pytest.raises(CeaseError, match="fold means nothing for a bundle; leave that out"):
+        draft_bundle(plain(), Choices(fold="1"))
+
+
+MEAN = {**NORMALISE, "nonzero": False}
+SHIFT = {"_target_": "ShiftIntensityd", "keys": "image", "offset": 7}
+CROP = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}
+
+
+@pytest.mark.parametrize(
+    ("chain", "over", "said"),
+    [
+        ([CROP, MEAN], "box", "the box around what is not zero"),
+        ([SHIFT, CROP, MEAN], "box", "the box around what is not zero"),
+        ([CROP, SHIFT, MEAN], "all", "of the whole scan"),
+        ([{**CROP, "margin": 5}, MEAN], "all", "of the whole scan"),
+        ([{**CROP, "select_fn": "$lambda x: x > 7"}, MEAN], "all", "of the whole scan"),
+        ([{**CROP, "source_key": "label"}, MEAN], "all", "of the whole scan"),
+        ([CROP, NORMALISE], "nonzero", ""),
+        ([MEAN, CROP], "all", ""),
+    ],
+)
+def test_figures_are_of_what_a_bundle_crops_scans_to(plain, chain: list[Any], over: str, said: str) -> None:
+    draft = draft_bundle(plain([*LOAD, *chain]), Choices())
+    assert draft.card.foreign is not None
+    (step,) = [step for step in draft.card.foreign.steps if isinstance(step, Standardise)]
+    assert step.over == over
+    remarks = [remark for remark in draft.remarks if "taken of" in remark]
+    assert len(remarks) == bool(said)
+    assert all(said in remark for remark in remarks)
+
+
+def test_percentiles_are_of_the_whole_scan_and_that_is_said(plain) -> None:
+    draft = draft_bundle(plain([*LOAD, CROP, SCALE]), Choices())
+    assert any("taken of the whole scan" in remark for remark in draft.remarks)
+
+
+def test_aliases_within_aliases_are_looked_through_once(plain) -> None:
+    bundle = plain()
+    (bundle / "configs" / "inference.json").rename(bundle / "configs" / "inference.yaml")  # YAML holds JSON
+    config = bundle / "configs" / "inference.yaml"
+    deep = ["a0: &a0 [models/other.pt]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 30)}]" for i in range(1, 7)]
+    content = yaml.safe_dump(json.loads(config.read_text()))
+    config.write_text(content + "\n".join(deep) + "\n")
+    shutil.copy(bundle / "models" / "model.pt", bundle / "models" / "other.pt")
+    assert draft_bundle(bundle, Choices()).card.architecture == "UNet"
 
 
 def test_what_is_left_out_is_said(plain) -> None:
@@ -338,7 +428,6 @@ def test_entries_may_refer_to_each_other_and_hold_plain_values(plain) -> None:
 
 
 def test_yaml_safetensors_and_zips_are_read_alike(plain, tmp_path: Path) -> None:
-    import yaml
     from safetensors.torch import save_file
 
     bundle = plain([*LOAD, SCALE])

@@ -12,15 +12,20 @@ import pytest
 import torch
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, Spacingd
 from monai_bundles import by_us, store
+from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from cease_core.attacks.on_scan import pose_on_scan
 from cease_core.errors import CeaseError
 from cease_core.io import read_scan
 from cease_core.models import ForeignModel, WindowRule, predict_labels
 from cease_core.models.foreign.cards import class_infos, make_card
-from cease_core.models.foreign.grid import Grid
+from cease_core.models.foreign.grid import Grid, resample
 from cease_core.models.foreign.intensities import fit
+from cease_core.models.foreign.model import Asked
 from cease_core.models.foreign.spec import Clip, Foreign, Percentiles, Scale, Standardise
+from cease_core.models.foreign.trial import COARSER, made_scan, try_model
 from cease_core.scan import Layout, Scan
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
@@ -157,6 +162,90 @@ def test_the_grids_gradient_is_exact(align: str) -> None:
     assert torch.autograd.gradcheck(lambda x: grid.leave(grid.enter(x), (6, 5)), images)
 
 
+def test_pictures_are_refused_where_a_voxel_size_is_needed() -> None:
+    picture = Scan(np.ones((1, 8, 8), np.float32), np.eye(4), name="photo", length_unit="pixel")
+    with pytest.raises(CeaseError, match=r"wants voxels of 0\.5 × any mm, but photo does not say .* without spacing"):
+        made(ndim=2, spacing=(0.5, 0)).check(picture)
+    made(ndim=2, spacing=(0, 0)).check(picture)
+
+
+def test_nothing_on_the_way_is_larger_than_both_ends() -> None:
+    sizes: list[int] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            sizes.append(out.numel())
+            return out
+
+    values = torch.rand(1, 1, 4, 40, 8)
+    with Watch():
+        assert resample(values, (40, 4, 8)).shape == (1, 1, 40, 4, 8)
+    assert max(sizes) == values.numel()
+
+
+def test_only_the_cpu_is_asked_for_double_precision() -> None:
+    """Apple's graphics processors have none; torch's meta device stands for any other than the CPU."""
+    elsewhere: list[torch.dtype] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            elsewhere.extend([out.dtype] if out.device.type != "cpu" else [])
+            return out
+
+    image = np.random.default_rng(0).random((1, 6, 5), np.float32)
+    values = torch.empty(1, 1, 6, 5, device="meta")
+    with Watch():
+        for stage in fit((Standardise(), Clip(low=0)), image):
+            values = stage(values)
+        assert resample(values, (9, 3)).device.type == "meta"
+    assert torch.float32 in elsewhere
+    assert torch.float64 not in elsewhere
+
+
+# --- what a network has done to its logits ---
+
+
+class Activated(nn.Module):
+    """Its input as probabilities."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.classes == 1:
+            return images.sigmoid()
+        return torch.cat([torch.zeros_like(images), images], 1).softmax(1)
+
+
+@pytest.mark.parametrize(("activation", "highest"), [("sigmoid", 12.0), ("softmax", 60.0)])
+def test_undone_activations_keep_the_gradients_of_sure_pixels(activation: str, highest: float) -> None:
+    classes = 1 if activation == "sigmoid" else 2
+    card = made(ndim=2, activation=activation).card
+    asked = Asked(Activated(classes), card.model_copy(update={"mode": "binary" if classes == 1 else "multiclass"}))
+    logits = torch.linspace(-60, highest, 16).view(1, 1, 4, 4).requires_grad_()
+    answer = asked(logits)
+    answer = answer if classes == 1 else answer.diff(dim=1)
+    (gradient,) = torch.autograd.grad(answer.sum(), logits)
+    # Close to 1 float32 knows a probability to 6e-8, so a logit of 12 to a hundredth.
+    assert torch.allclose(answer, logits, rtol=0, atol=0.02)
+    assert torch.allclose(gradient, torch.ones(()), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_undone_activations_are_finite_where_a_probability_is_0_or_1(activation: str) -> None:
+    classes = 1 if activation == "sigmoid" else 2
+    card = made(ndim=2, activation=activation).card
+    asked = Asked(Activated(classes), card.model_copy(update={"mode": "binary" if classes == 1 else "multiclass"}))
+    logits = torch.tensor([-1000.0, -80, 80, 1000]).view(1, 1, 2, 2).requires_grad_()
+    answer = asked(logits)
+    (gradient,) = torch.autograd.grad(answer.square().sum(), logits)
+    assert answer.isfinite().all()
+    assert gradient.isfinite().all()
+
+
 # --- intensities ---
 
 
@@ -220,6 +309,35 @@ def test_a_model_by_itself_takes_images_on_its_own_grid() -> None:
     assert (float(logits.min()), float(logits.max())) == pytest.approx((0, 1), abs=1e-6)
 
 
+# --- the slices around one ---
+
+
+@pytest.mark.parametrize("align", ["edges", "centres"])
+@pytest.mark.parametrize(
+    ("orientation", "spacing", "zoom"), [("display", (2.0, 0, 0), 1 / 4), ("RAS", (0, 0, 0.2), 2.5), ("RAS", (), 1)]
+)
+def test_a_slice_is_attacked_with_one_full_window_of_the_network(
+    align: str, orientation: str, spacing: tuple[float, ...], zoom: float
+) -> None:
+    rng = np.random.default_rng(0)
+    across = np.array([[0, 1.0, 0, 0], [0, 0, 1, 0], [0.5, 0, 0, 0], [0, 0, 0, 1]])
+    scan = Scan(rng.random((1, 200, 4, 5), np.float32), across)
+    axis = 0 if orientation == "display" else 2
+    roi = tuple(32 if a == axis else 8 for a in range(3))
+    model = made(orientation=orientation, spacing=spacing, roi=roi, align=align)
+    subject = pose_on_scan(model, scan, extent="slice", index=100)
+    slices = subject.images.shape[2]
+    assert Grid.of(model.foreign, scan, 3).sizes(subject.images.shape[2:])[axis] >= 32
+    assert slices <= 32 / zoom + 2
+    assert subject.place[0].start <= 100 - slices // 2 + 1
+    assert subject.place[0].stop >= 100 + slices // 2
+
+
+def test_a_network_that_squeezes_scans_into_one_shape_is_attacked_on_all_of_it() -> None:
+    scan = Scan(np.random.default_rng(0).random((1, 130, 4, 5), np.float32), np.eye(4))
+    assert pose_on_scan(made(size=(8, 8, 8)), scan, extent="slice", index=3).place[0] == slice(0, 130)
+
+
 # --- windows ---
 
 
@@ -262,7 +380,74 @@ def test_the_gradient_through_everything_is_that_of_the_logits(ct: Path, ndim: i
     assert float(change) == pytest.approx(float((gradient * direction).sum()), rel=2e-3)
 
 
+# --- bounds ---
+
+
+def test_a_scan_that_would_fill_the_memory_is_refused_before_it_does() -> None:
+    scan = Scan(np.eye(48, 40, dtype=np.float32)[None, None].repeat(32, 1), np.eye(4))
+    sentence = r"Above would see this scan as an array of shape .* 8 GiB allowed; crop the scan"
+    with pytest.raises(CeaseError, match=sentence):
+        made(spacing=(1.0, 0.005, 0.005)).on(scan)(torch.from_numpy(scan.image)[None])
+    with pytest.raises(CeaseError, match=sentence):
+        made(spacing=(1.0, 0.005, 0.005), steps=(Standardise(),)).on(scan)
+
+
+# --- the trial ---
+
+
+def small_network(ndim: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    conv = nn.Conv2d if ndim == 2 else nn.Conv3d
+    return nn.Sequential(conv(1, 2, 3, padding=1), nn.Tanh(), conv(2, 1, 3, padding=1))
+
+
+@pytest.mark.parametrize(("ndim", "spacing"), [(2, (0.01, 7.0)), (3, (10.0, 0.01, 0)), (3, (0.01, 4.0, 0.3))])
+@pytest.mark.parametrize("orientation", ["display", "RAS", "zyx"])
+def test_the_trials_scan_is_a_little_coarser_along_each_axis(
+    ndim: int, spacing: tuple[float, ...], orientation: str
+) -> None:
+    model = made(small_network(ndim), ndim, spacing=spacing, orientation=orientation)
+    grid = Grid.of(model.foreign, made_scan(model), ndim)
+    assert grid.zoom == pytest.approx([COARSER if s else 1 for s in spacing])
+    try_model(model)
+
+
+def test_the_trial_prepares_the_model_for_attacks() -> None:
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = small_network(2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.network(images)
+
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError("there is only one of me")
+
+    with pytest.raises(CeaseError, match="there is only one of me"):
+        try_model(made(Single(), ndim=2))
+
+
+def test_the_trial_says_in_one_sentence_what_figures_of_a_scan_fail() -> None:
+    class Odd(Scale):
+        """As a card that was not validated may hold it."""
+
+    card = made(small_network(), steps=(Scale(),)).card
+    assert card.foreign is not None
+    foreign = card.foreign.model_copy(update={"steps": (Odd(factor=(1.0, 2.0)),)})
+    model = ForeignModel(card.model_copy(update={"foreign": foreign}), small_network().eval())
+    with pytest.raises(CeaseError, match="Above fails on an image of the kind that its card describes"):
+        try_model(model)
+
+
 # --- the card ---
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 99), (1, 101), (1, float("nan"))])
+def test_percentiles_of_a_window_lie_between_0_and_100(low: float, high: float) -> None:
+    with pytest.raises(ValidationError):
+        WindowRule(kind="percentile", low=low, high=high)
+    assert WindowRule(kind="percentile", low=0, high=100).high == 100
 
 
 @pytest.mark.parametrize(
@@ -275,6 +460,12 @@ def test_the_gradient_through_everything_is_that_of_the_logits(ct: Path, ndim: i
         ({"size": (4, 4)}, "2 values for 3 axes"),
         ({"size": (4, 4, 0)}, "edges are at least 1"),
         ({"size": (4, 4, 4), "spacing": (1.0, 1.0, 1.0)}, "no voxel size beside it"),
+        ({"spacing": (1.0, 1.0, float("inf"))}, "above 0"),
+        ({"size": (4000, 4000, 4000)}, "size: at most 4096 along an axis, and 134217728 voxels in all"),
+        ({"roi": (4097, 1, 1)}, "window: at most 4096"),
+        ({"divisor": 1024}, "images of 1024 voxels along each axis are too large"),
+        ({"steps": [{"kind": "scale", "factor": (1.0, 2.0)}]}, "give one factor and offset"),
+        ({"steps": [{"kind": "scale", "offset": ()}]}, "give one factor and offset"),
         ({"fixed": True}, "needs one"),
         ({"transpose": (0, 0, 1)}, "each axis once"),
         ({"outputs": (0, 0)}, "each channel once"),

@@ -47,6 +47,7 @@ some = settings(
 @pytest.fixture(autouse=True)
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CEASE_MODELS", str(tmp_path / "home" / "library"))
+    monkeypatch.setenv("CEASE_CONSENT", str(tmp_path / "home"))
     return user_library()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from cease_core.errors import CeaseError
 from cease_core.models import find_model, open_model
+from cease_core.models.foreign.classes import build_network
 from cease_core.models.foreign.drafts import Choices, Question, refuse
 from cease_core.models.foreign.intensities import fit
 from cease_core.models.foreign.trust import agreed
@@ -26,6 +28,7 @@ from cease_core.models.library import SHIPPED, user_library
 @pytest.fixture(autouse=True)
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CEASE_MODELS", str(tmp_path / "library"))
+    monkeypatch.setenv("CEASE_CONSENT", str(tmp_path / "home"))
     return user_library()
 
 
@@ -61,6 +64,8 @@ WHAT = Choices(classes=("disc",), mode="binary", normalise="none")
         (lambda at: archive(at / "a.zip", "mine/card.json", "mine/model.safetensors"), "own"),
         (lambda at: archive(at / "a.pt", "net/code/__torch__.py", "net/data.pkl"), "program"),
         (lambda at: archive(at / "a.pt", "net/data.pkl", "net/data/0"), "weights"),
+        (lambda at: archive(at / "code.pt", "code/data.pkl", "code/data/0"), "weights"),
+        (lambda at: archive(at / "a.zip", "spleen/configs/inference.yaml", "spleen/models/model.pt"), "bundle"),
         (lambda at: script(at / "net.ts"), "program"),
     ],
 )
@@ -79,6 +84,8 @@ def test_an_exported_program_is_known(tmp_path: Path) -> None:
     [
         (("card.json", "model.safetensors"), "own"),
         (("configs/metadata.json",), "bundle"),
+        (("configs/inference.json", "models/model.pt"), "bundle"),
+        (("configs/inference.yaml",), "bundle"),
         (("plans.json", "fold_0/checkpoint_final.pth"), "nnunet"),
         (("nnUNetTrainer__nnUNetPlans__2d/plans.json",), "nnunet"),
     ],
@@ -101,6 +108,23 @@ def test_what_is_no_model_is_refused_with_what_can_be_chosen(name: str, tmp_path
 def test_a_file_of_a_model_folder_stands_for_the_folder() -> None:
     done = import_any(SHIPPED / "cardiac-undefended" / "card.json", Choices(name="heart"))
     assert done.folder == user_library() / "heart"
+
+
+def test_of_a_model_folder_the_card_says_all_but_the_name() -> None:
+    with pytest.raises(CeaseError, match=r"classes, spacing mean nothing for a model of this program"):
+        import_any(SHIPPED / "cardiac-undefended", Choices(name="heart", classes=("a",), spacing=(1, 1)))
+
+
+def test_a_small_file_of_weights_cannot_ask_for_a_large_network(tmp_path: Path) -> None:
+    args = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "channels": [4, 8], "strides": [2]}
+    torch.save(build_network("UNet", args).state_dict(), tmp_path / "net.pt")
+    said = Choices(architecture="UNet", args=args, classes=("disc",), mode="multiclass", normalise="none")
+    folder = import_any(tmp_path / "net.pt", said).folder
+    card = json.loads((folder / "card.json").read_text())
+    card["foreign"]["args"]["channels"] = [512, 512]
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(CeaseError, match="values, more than the"):
+        open_model(folder)
 
 
 def test_weights_beside_no_card_are_weights(tmp_path: Path) -> None:
@@ -137,6 +161,7 @@ def test_a_program_exported_from_the_library_asks_again_elsewhere(tmp_path: Path
     copied = tmp_path / "copied"
     shutil.copytree(folder, copied)
     monkeypatch.setenv("CEASE_MODELS", str(tmp_path / "elsewhere" / "library"))
+    monkeypatch.setenv("CEASE_CONSENT", str(tmp_path / "elsewhere"))
     with pytest.raises(CeaseError, match=r"model\.ts was not opened"):
         import_any(copied)
     asked: list[Question] = []

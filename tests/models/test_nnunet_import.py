@@ -42,6 +42,7 @@ FIGURES = {"mean": 60.0, "std": 25.0, "percentile_00_5": -20.0, "percentile_99_5
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's library; it does not exist yet."""
     monkeypatch.setenv("CEASE_MODELS", str(tmp_path / "home" / "models"))
+    monkeypatch.setenv("CEASE_CONSENT", str(tmp_path / "home"))
     return tmp_path / "home" / "models"
 
 
@@ -414,6 +415,31 @@ def test_what_the_user_says_comes_first(tmp_path: Path) -> None:
     assert card.foreign is not None
     assert (card.name, card.title, card.licence, card.classes[1].name) == ("mine", "Mine", "CC0", "b")
     assert (card.foreign.window, card.foreign.spacing) == ((16, 16, 16), (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ({"normalise": "zscore"}, "normalise means"),
+        ({"mode": "binary", "activation": "none"}, "mode, activation mean"),
+        ({"output": (0,), "outputs": (0,), "divisor": 8}, "divisor, output, outputs mean"),
+        ({"architecture": "unet", "args": {}}, "architecture, args mean"),
+    ],
+)
+def test_what_the_plans_say_is_not_said_again(tmp_path: Path, said: dict[str, Any], names: str) -> None:
+    with pytest.raises(CeaseError, match=f"{names} nothing for an nnU-Net folder, whose plans say it"):
+        draft_nnunet(Training().write(tmp_path), Choices(**said), yes)
+
+
+def test_steps_go_before_a_normalisation_that_is_not_known(tmp_path: Path) -> None:
+    path = Training().write(tmp_path)
+    plans = next(tmp_path.rglob("plans.json"))
+    plans.write_text(plans.read_text().replace("ZScoreNormalization", "OwnNormalization"))
+    with pytest.raises(CeaseError, match="give the steps yourself"):
+        draft_nnunet(path, Choices(), yes)
+    card = draft_nnunet(path, Choices(steps=(Standardise(),)), yes).card
+    assert card.foreign is not None
+    assert card.foreign.steps == (Standardise(),)
 
 
 # --- which folder, which fold -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import tarfile
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -248,6 +249,14 @@ def test_hostile_pickles_cost_one_sentence_and_no_memory(
     with pytest.raises(CeaseError):
         read_state(written(data, entries))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+def test_claims_are_counted_in_one_pass() -> None:
+    one = b"(U\x07storageU\x0cFloatStorageU\x010U\x03cpuK\x02tQ"
+    many = b"\x80\x02" + 10_000 * one + b"."
+    start = time.process_time()
+    assert list(pickles._claims(many)) == [("0", 8)] * 10_000
+    assert time.process_time() - start < 1.5
 
 
 def test_zip_bombs_are_not_unpacked(

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from monai.networks.blocks.acti_norm import ADN
+from monai.networks.nets import UNet
 from torch import nn
 
+from cease_core.attacks.on_scan import pose_on_scan
 from cease_core.errors import CeaseError
-from cease_core.models import SegmentationModel, prepare
+from cease_core.models import ForeignModel, SegmentationModel, prepare
+from cease_core.models.foreign.cards import SCAN_WINDOW, class_infos, make_card
+from cease_core.scan import Scan
 
 CONFIGURATIONS = {
     "unet": {"architecture": "unet", "architecture_args": {"channels": (4, 8, 8)}},
@@ -187,6 +192,71 @@ def test_reduced_precision_keeps_the_exact_model_beside_it(make_model) -> None:
 def test_an_unknown_precision_is_refused(make_model) -> None:
     with pytest.raises(CeaseError, match="choose float32 or bfloat16"):
         prepare(make_model(), precision="float8")  # type: ignore[arg-type]
+
+
+def foreign(network: nn.Module, window: tuple[int, ...], *, fixed: bool = False) -> ForeignModel:
+    card = make_card(
+        name="other",
+        title="Other",
+        architecture="Other",
+        ndim=2,
+        channels=1,
+        classes=class_infos(["disc"]),
+        mode="multiclass",
+        window=SCAN_WINDOW,
+        foreign={"kind": "monai", "window": window, "fixed": fixed},
+    )
+    return ForeignModel(card, network.eval())
+
+
+def halving(norm: str) -> nn.Module:
+    """A network that halves its input five times, down to one value of a small image."""
+    return UNet(2, 1, 2, channels=(4,) * 6, strides=(2,) * 5, norm=(norm, {"affine": True}))
+
+
+def prelus(model: nn.Module) -> int:
+    return sum(isinstance(m, nn.PReLU) for m in model.modules())
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_deep_network_of_others_is_compared_at_a_size_that_it_takes(norm: str, fixed: bool) -> None:
+    """Instance norms refuse a single value, which is what five poolings leave of a small image."""
+    model = foreign(halving(norm), (64, 64), fixed=fixed)
+    prepared = prepare(model)
+    assert (prelus(model) > 0, prelus(prepared)) == (True, 0)
+    images = torch.rand(1, 1, 64, 64, requires_grad=True)
+    gradients = [torch.autograd.grad(m.asked(images).square().sum(), images)[0] for m in (model, prepared)]
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
+
+
+def test_a_six_stage_network_of_nnunet_can_be_attacked() -> None:
+    stages = 6
+    network = PlainConvUNet(
+        input_channels=1,
+        n_stages=stages,
+        features_per_stage=(4,) * stages,
+        conv_op=nn.Conv2d,
+        kernel_sizes=3,
+        strides=(1, *(2,) * (stages - 1)),
+        n_conv_per_stage=1,
+        num_classes=2,
+        n_conv_per_stage_decoder=1,
+        norm_op=nn.InstanceNorm2d,
+        nonlin=nn.LeakyReLU,
+    )
+    scan = Scan(torch.rand(1, 40, 50, generator=torch.Generator().manual_seed(0)).numpy(), torch.eye(4).numpy())
+    problem = pose_on_scan(prepare(foreign(network, (64, 64))), scan).problem("soft_dice")
+    gradient, _ = problem.gradient(torch.zeros_like(problem.images))
+    assert gradient.any()
+
+
+def test_a_network_of_others_that_takes_no_probe_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    model = foreign(halving("instance"), (32, 32))
+    prepared = prepare(model)
+    assert prelus(prepared) == prelus(model)
+    assert not any(p.requires_grad for p in prepared.parameters())
+    assert "could not be compared" in caplog.text
 
 
 def gradient_is_kept(model: nn.Module, prepared: nn.Module) -> None:

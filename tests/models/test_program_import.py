@@ -146,6 +146,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's library; it does not exist yet."""
     monkeypatch.setenv("CEASE_MODELS", str(tmp_path / "home" / "models"))
+    monkeypatch.setenv("CEASE_CONSENT", str(tmp_path / "home"))
     return tmp_path / "home" / "models"
 
 
@@ -276,6 +277,89 @@ def test_a_batch_is_asked_one_by_one_where_it_must_be(exported: Path) -> None:
 def test_half_precision_is_asked_in_its_own(tmp_path: Path) -> None:
     _, path = written(Case(lambda: Plain(2, 1, 1).double(), "script", (1, 1, 8, 8), ONE), tmp_path / "net")
     assert draft_program(path, ONE, yes).network(torch.rand(1, 1, 8, 8)).dtype == torch.float64
+
+
+def sized(path: Path, network: nn.Module, **limits: int) -> Path:
+    """A network exported for images up to a size."""
+    dims = {axis: torch.export.Dim(name, **kept) for axis, (name, kept) in enumerate(_dims(limits), 2)}
+    exported = torch.export.export(network.eval(), (torch.rand(1, 1, 40, 48),), dynamic_shapes=(dims,))
+    torch.export.save(exported, path)
+    return path
+
+
+def _dims(limits: dict[str, int]) -> list[tuple[str, dict[str, int]]]:
+    return [(name, {"max": limits[name]} if name in limits else {}) for name in ("rows", "columns")]
+
+
+@pytest.mark.parametrize(
+    ("limits", "window"),
+    [
+        ({"rows": 96, "columns": 64}, (96, 64)),
+        ({"rows": 96}, (96, 96)),
+        ({"rows": 96, "columns": 2048}, (96, 512)),
+        ({"rows": 2048, "columns": 2048}, ()),
+        ({}, ()),
+    ],
+)
+def test_a_network_for_images_up_to_a_size_sees_larger_ones_by_windows(
+    limits: dict[str, int], window: tuple[int, ...], tmp_path: Path
+) -> None:
+    draft = draft_program(sized(tmp_path / "net.pt2", Plain(2, 1, 1), **limits), ONE, yes)
+    assert draft.card.foreign is not None
+    assert draft.card.foreign.window == window
+    assert any("images up to" in remark for remark in draft.remarks) == bool(limits)
+    if window:
+        model = ForeignModel(draft.card, draft.network)
+        assert model(torch.rand(1, 1, 300, 300)).shape == (1, 1, 300, 300)
+
+
+def test_an_image_that_is_too_large_is_one_sentence(tmp_path: Path) -> None:
+    program = draft_program(sized(tmp_path / "net.pt2", Plain(2, 1, 1), rows=600, columns=600), ONE, yes).network
+    with pytest.raises(CeaseError, match=r"failed on images of shape .*; it takes images up to 600 × 600, so") as said:
+        program(torch.rand(1, 1, 601, 40))
+    assert "\n" not in str(said.value)
+
+
+class Failing(nn.Module):
+    """Raises what it is given."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (AssertionError(), r"\(AssertionError\); import it again with a roi"),
+        (KeyError("seg"), r"\('seg'\); import it again with a roi"),
+        (RuntimeError("in code:\n  x\nRuntimeError: no size 3"), r"\(RuntimeError: no size 3\); import it again"),
+        (RuntimeError("all tensors must be on the same device, cuda:0 and cpu!"), r"so use --device cpu\.$"),
+    ],
+)
+def test_whatever_a_program_raises_is_one_sentence(error: Exception, sentence: str, count: int) -> None:
+    with pytest.raises(CeaseError, match=sentence) as said:
+        Program(Failing(error), torch.float32)(torch.rand(count, 1, 8, 8))
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_lack_of_memory_is_no_fault_of_the_program(error: Exception) -> None:
+    program = Program(Failing(error), torch.float32)
+    with pytest.raises(type(error), match=str(error)):
+        program(torch.rand(2, 1, 8, 8))
+    assert not program.alone
+
+
+def test_a_program_has_neither_folds_nor_an_architecture(script: Path) -> None:
+    with pytest.raises(CeaseError, match="architecture, fold mean nothing for a program"):
+        draft_program(script, ONE.model_copy(update={"architecture": "unet", "fold": "0"}), yes)
 
 
 # --- what is missing or does not fit ------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle": (lambda f: (f / WEIGHTS).write_bytes(pickle.dumps([0.0] * 9999)), "damaged"),
     "too large": (lambda f: _sparse(f / CARD), r"card\.json is .* GiB large, more than .* allowed"),
     "card no JSON": (lambda f: (f / CARD).write_text("{"), "not valid JSON"),
-    "card too deep": (lambda f: (f / CARD).write_text("[" * 200_000), "could not be read as a model card"),
+    "card too deep": (lambda f: (f / CARD).write_text("[" * 200_000), "not valid JSON"),
     "card of two classes": (lambda f: _card(f, classes=TWO), "a binary model has exactly one"),
     "classes that do not fit": (lambda f: _card(f, classes=TWO, mode="multiclass"), "belong to different models"),
     "ids out of order": (lambda f: _card(f, classes=[TWO[1]]), "ids must be 1, 2, … in order"),

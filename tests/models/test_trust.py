@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from datetime import datetime
 from pathlib import Path
 
@@ -12,15 +13,15 @@ import pytest
 
 from cease_core.errors import CeaseError
 from cease_core.models.foreign.drafts import Question, refuse
-from cease_core.models.foreign.trust import AGREED, agree, agreed, agreements, ask, file_hash
+from cease_core.models.foreign.trust import AGREED, FOLDER, agree, agreed, agreements, ask, file_hash
 
 WHY = "It may run code."
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the library lies in; neither exists yet."""
-    monkeypatch.setenv("CEASE_MODELS", str(tmp_path / "home" / "models"))
+    """The folder that the list lies in; it does not exist yet."""
+    monkeypatch.setenv(FOLDER, str(tmp_path / "home"))
     return tmp_path / "home"
 
 
@@ -100,6 +101,32 @@ def test_a_list_that_is_a_folder_says_so(program: Path, home: Path) -> None:
     with pytest.raises(CeaseError, match="a folder of that name exists"):
         ask(program, WHY, Asked(True))
     assert not agreed(file_hash(program))
+
+
+def test_a_library_cannot_bring_its_own_consent(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    download, own = tmp_path / "download", tmp_path / "user"
+    (download / "models").mkdir(parents=True)
+    sha256 = file_hash(program)
+    forged = json.dumps({sha256: {"what": "network.ts", "when": "2020-01-01T00:00:00+00:00"}})
+    (download / AGREED).write_text(forged)
+    (download / "models" / AGREED).write_text(forged)
+    monkeypatch.delenv(FOLDER)
+    monkeypatch.setattr(Path, "home", lambda: own)
+    monkeypatch.setenv("CEASE_MODELS", str(download / "models"))
+    assert not agreed(sha256)
+    ask(program, WHY, Asked(True))
+    assert agreed(sha256)
+    assert [path.relative_to(own).as_posix() for path in own.rglob("*.json")] == [f".napari-cease/{AGREED}"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_nobody_else_can_write_the_list(there: bool, program: Path, home: Path) -> None:
+    if there:
+        home.mkdir()
+        home.chmod(0o775)
+    ask(program, WHY, Asked(True))
+    assert stat.S_IMODE((home / AGREED).stat().st_mode) == 0o600
+    assert stat.S_IMODE(home.stat().st_mode) == (0o755 if there else 0o700)
 
 
 def test_only_hashes_are_agreed_to() -> None:

@@ -117,6 +117,33 @@ def test_a_network_of_fixed_size_is_asked_about_no_other(stored) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ({"normalise": "zscore"}, "normalise means"),
+        ({"orientation": "RAS", "activation": "sigmoid"}, "orientation, activation mean"),
+        ({"steps": (), "output": (0,), "outputs": (0,)}, "output, outputs, steps mean"),
+        ({"roi": (32, 32), "divisor": 2, "fold": "0"}, "roi, divisor, fold mean"),
+    ],
+)
+def test_nothing_that_is_said_of_a_network_of_ours_is_ignored(
+    stored, ours: SegmentationModel, said: dict[str, Any], names: str
+) -> None:
+    with pytest.raises(CeaseError, match=rf"disc\.pt: {names} nothing for unet, which"):
+        draft_weights(stored(ours.backbone.state_dict()), OURS.model_copy(update=said))
+
+
+@pytest.mark.parametrize(("orientation", "remarked"), [(None, True), ("display", False), ("xyz", False)])
+def test_a_2d_network_of_monai_is_given_columns_first_unless_the_user_says_otherwise(
+    stored, orientation: str | None, remarked: bool
+) -> None:
+    path = stored(network_of({**UNET, "spatial_dims": 2}).state_dict())
+    draft = draft_weights(path, MONAI.model_copy(update={"orientation": orientation}))
+    assert draft.card.foreign is not None
+    assert draft.card.foreign.orientation == (orientation or "xyz")
+    assert any("columns before rows" in remark for remark in draft.remarks) == remarked
+
+
+@pytest.mark.parametrize(
     ("mode", "classes", "found"),
     [(None, ("a",), "multiclass"), (None, ("a", "b"), "multilabel"), ("multilabel", ("a", "b"), "multilabel")],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -72,6 +73,20 @@ def test_a_folder_of_dicom_and_its_slices_are_one_series():
     assert data.shape == (14, 384, 274)
     assert options["name"] == "anat-T1w"
     assert len(read(sorted(folder.glob("*.dcm"))[:2])) == 1
+
+
+def test_two_folders_whose_slices_have_the_same_names_are_two_series(tmp_path):
+    slices = sorted((SAMPLES / "dicom_t1w").glob("*.dcm"))
+    for folder, chosen in (("pat1", slices[:3]), ("pat2", slices[3:6])):
+        (tmp_path / folder).mkdir()
+        for number, path in enumerate(chosen):
+            shutil.copy(path, tmp_path / folder / f"IM{number:04}.dcm")
+    layers = read([tmp_path / "pat1", tmp_path / "pat2"])
+    assert len(layers) == 2
+    assert not np.array_equal(layers[0][0], layers[1][0])
+    # A slice, and a link to the folder, are of the series that is there already.
+    (tmp_path / "link").symlink_to(tmp_path / "pat1")
+    assert len(read([tmp_path / "pat1", tmp_path / "pat1" / "IM0001.dcm", tmp_path / "link"])) == 1
 
 
 def test_several_files_are_several_layers():

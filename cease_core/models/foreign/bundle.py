@@ -16,7 +16,7 @@ from cease_core.models.foreign.bundle_files import opened
 from cease_core.models.foreign.cards import SCAN_WINDOW, card_name, class_infos, make_card
 from cease_core.models.foreign.classes import Facts, divisor, facts, network_maker, network_name
 from cease_core.models.foreign.configs import LIMIT, Config, NotPlainError, parse
-from cease_core.models.foreign.drafts import Choices, Draft
+from cease_core.models.foreign.drafts import Choices, Draft, refuse_idle
 from cease_core.models.foreign.pickles import read_state
 from cease_core.models.foreign.transforms import Preparation, preparation, transforms
 from cease_core.models.foreign.weights import filled
@@ -80,6 +80,7 @@ def _draft(
     licence: str,
 ) -> Draft:
     target, args, known = network
+    refuse_idle(choices, source.name, "a bundle", ("fold",))
     image, seen = _port(metadata, "inputs")
     _, answered = _port(metadata, "outputs")
     ndim = known.ndim or choices.ndim
@@ -89,7 +90,7 @@ def _draft(
         raise CeaseError(
             f"{source.name}: {target} does not say its dimensions and channels; write them into {METADATA}."
         )
-    prepared = _prepared(config, choices, ndim, image)
+    prepared = _prepared(config, choices, ndim, image, source.name)
     remarks = prepared.remarks
     mode, classes, chosen = _meaning(config, choices, answered, outputs, remarks)
     where = _windows(config, choices, known, prepared, seen, ndim, remarks)
@@ -149,16 +150,20 @@ def _definition(config: Config, choices: Choices) -> tuple[str, dict[str, Any]]:
     return target, (config.plain(args, "network_def") | (choices.args or {}))
 
 
-def _prepared(config: Config, choices: Choices, ndim: int, image: str | None) -> Preparation:
+def _prepared(config: Config, choices: Choices, ndim: int, image: str | None, name: str) -> Preparation:
     without = set()
+    # A bundle knows its intensities, so that a window by itself says no more than what ε is a share of.
+    steps = choices.steps if choices.normalise is None else choices.intensities(name)
     if choices.orientation is not None:
         without.add("Orientation")
     if choices.spacing is not None:
         without |= {"Spacing", "Resize"}
     id = _first(config, "preprocessing", "validate#preprocessing", "pre_transforms", "val_transforms")
     if id is None:
-        found = Preparation(ndim, steps=list(choices.steps or ()))
-        found.remark(f"{config.name} names no preprocessing, so the network sees scans as their files hold them.")
+        said = steps is not None or choices.window is not None
+        found = Preparation(ndim, steps=list(choices.intensities(name) if said else ()))
+        seen = "turned and resampled only as you say" if said else "seen as their files hold them"
+        found.remark(f"{config.name} names no preprocessing, so scans are {seen}.")
         return found
     chain = transforms(config, config.find(id), id, None)
     loaded = next((t.get("keys") for t in chain if t.name == "LoadImage"), None)
@@ -166,9 +171,7 @@ def _prepared(config: Config, choices: Choices, ndim: int, image: str | None) ->
     if not keys:
         raise CeaseError(f"{config.name}: {id} loads no image; name its keys.")
     key = image if image in keys else keys[0]
-    return preparation(
-        transforms(config, config.find(id), id, key), ndim, steps=choices.steps, without=frozenset(without)
-    )
+    return preparation(transforms(config, config.find(id), id, key), ndim, steps=steps, without=frozenset(without))
 
 
 def _meaning(
@@ -311,15 +314,17 @@ def _weights_name(source: Path, names: Sequence[str], config: Config) -> str:
     raise CeaseError(f"{source.name} holds no models/model.pt; download the bundle's weights into that folder first.")
 
 
-def _texts(value: Any, depth: int = 0) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif depth < 8 and isinstance(value, Mapping):
-        for entry in value.values():
-            yield from _texts(entry, depth + 1)
-    elif depth < 8 and isinstance(value, list):
-        for entry in value:
-            yield from _texts(entry, depth + 1)
+def _texts(tree: Any) -> Iterator[str]:
+    """All texts in a tree whose branches may be the same objects many times over, as aliases in YAML are."""
+    visited: set[int] = set()
+    waiting = [tree]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping | list) and id(value) not in visited:
+            visited.add(id(value))
+            waiting.extend(value.values() if isinstance(value, Mapping) else value)
 
 
 def _first(config: Config, *ids: str) -> str | None:

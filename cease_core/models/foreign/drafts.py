@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -96,6 +96,29 @@ class Choices(BaseModel):
             return (Percentiles(lower=rule.low, upper=rule.high),)
         width = rule.high - rule.low
         return (Scale(factor=(1 / width,), offset=(-rule.low / width,)),)
+
+
+def refuse_idle(choices: Choices, source: str, what: str, idle: Collection[str]) -> None:
+    """Refuse what was said to no effect.
+
+    Parameters
+    ----------
+    choices
+        What the user said.
+    source, what
+        Name and kind of what is imported, for the sentence.
+    idle
+        Fields that mean nothing for this kind.
+
+    Raises
+    ------
+    CeaseError
+        The sentence names the fields that were given nevertheless.
+    """
+    said = [name for name in Choices.model_fields if name in idle and getattr(choices, name) is not None]
+    if said:
+        verb = "means" if len(said) == 1 else "mean"
+        raise CeaseError(f"{source}: {', '.join(said)} {verb} nothing for {what}; leave that out.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,11 @@ class Grid:
             return tuple(round((n - 1) * z + 1) for n, z in zip(turned, self.zoom, strict=True))
         return tuple(max(1, round(n * z)) for n, z in zip(turned, self.zoom, strict=True))
 
+    def reach(self, axis: int, size: int) -> int:
+        """How many voxels of a part along its ``axis`` make at least ``size`` samples of the network."""
+        zoom = self.zoom[self.turn.axes.index(axis)]
+        return math.ceil((size - 1) / zoom) + 1 if self.centred else math.ceil(size / zoom)
+
     def enter(self, images: Tensor) -> Tensor:
         """Images (N, C, *part) on the network's grid."""
         turned = images.permute(0, 1, *(2 + a for a in self.turn.axes)).flip(self._flipped)
@@ -100,16 +106,18 @@ def resample(values: Tensor, shape: Sequence[int], steps: Sequence[float] | None
         Distance of the new samples in old ones along each axis, where the first ones coincide; None to lay the edges
         of both images on each other. Beyond the last sample the last one goes on.
     """
-    for axis, size in enumerate(shape):
-        old = values.shape[2 + axis]
+    # What shrinks comes first, so that nothing on the way is larger than both ends.
+    for axis in sorted(range(len(shape)), key=lambda a: shape[a] / values.shape[2 + a]):
+        old, size = values.shape[2 + axis], shape[axis]
         if old == size and (steps is None or steps[axis] == 1):
             continue
-        at = torch.arange(size, dtype=torch.float64, device=values.device)
+        at = torch.arange(size, dtype=torch.float64)  # on the CPU: Apple's MPS knows no float64
         at = (at + 0.5) * (old / size) - 0.5 if steps is None else at * steps[axis]
         at = at.clamp(0, old - 1)
         before = at.floor().long()
         after = (before + 1).clamp_max(old - 1)
-        weight = (at - before).to(values.dtype).view(-1, *(1,) * (len(shape) - 1 - axis))
+        weight = (at - before).to(values.dtype).to(values.device).view(-1, *(1,) * (len(shape) - 1 - axis))
+        before, after = before.to(values.device), after.to(values.device)
         low, high = values.index_select(2 + axis, before), values.index_select(2 + axis, after)
         values = low + (high - low) * weight
     return values

@@ -48,7 +48,8 @@ class Stage:
         """Apply it to values (N, C, *spatial)."""
         shape = (-1, *(1,) * (values.ndim - 2))
         factor, offset, low, high = (
-            torch.from_numpy(n).to(values).view(shape) for n in (self.factor, self.offset, self.low, self.high)
+            torch.from_numpy(n).to(values.dtype).to(values.device).view(shape)
+            for n in (self.factor, self.offset, self.low, self.high)
         )
         out = values * factor + offset
         if self.nothing >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cease_core.errors import CeaseError
+from cease_core.io.files import MAX_BYTES
 from cease_core.models.card import Mode, ModelCard
 from cease_core.models.foreign.grid import Grid, resample
 from cease_core.models.foreign.intensities import Stage, depends, fit
@@ -22,8 +24,11 @@ from cease_core.scan import Scan
 DEFAULT_WINDOW = 96
 """Edge of the windows of a volume, where a network's card names none."""
 
-LEAST = 1e-7
-"""Probabilities are kept this far from 0 and 1 when they are turned back to logits."""
+LEAST = 1e-30
+"""Smallest probability that is turned back to a logit: below it, what a gradient is divided by leaves float32."""
+
+MOST = 1 - 2**-24
+"""Largest one: float32 has none between it and 1."""
 
 
 class Asked(nn.Module):
@@ -102,8 +107,13 @@ def _listing(answer: Any) -> str:
 
 
 def _logits(answer: Tensor, activation: str) -> Tensor:
+    """Undo an activation, in float32.
+
+    A softmax keeps every gradient but that of probabilities below `LEAST`, a sigmoid also loses that of what it rounds
+    to 1, which are logits above 17; nothing can bring that back.
+    """
     if activation == "sigmoid":
-        return torch.logit(answer, LEAST)
+        return answer.clamp_min(LEAST).log() - torch.log1p(-answer.clamp_max(MOST))
     if activation == "softmax":
         return answer.clamp_min(LEAST).log()
     return answer
@@ -145,14 +155,45 @@ class ForeignModel(nn.Module):
     def check(self, scan: Scan) -> None:
         """Raise a `CeaseError` that says why ``scan`` does not fit this model, if it does not."""
         check_scan(scan, self.card, self.minimum)
+        if scan.length_unit != "mm" and any(self.foreign.spacing):
+            sizes = " × ".join(f"{s:g}" if s else "any" for s in self.foreign.spacing)
+            raise CeaseError(
+                f"{self.card.title} wants voxels of {sizes} mm, but {scan.name} does not say how large its own are; "
+                "open the original file, or import the model without spacing."
+            )
 
     def on(self, scan: Scan) -> Bound:
-        """The model for images that are parts of ``scan``."""
+        """The model for images that are parts of ``scan``.
+
+        Raises
+        ------
+        CeaseError
+            If the scan is constant, or too large on the network's grid.
+        """
         window = self.card.window.resolve(scan)
         grid = Grid.of(self.foreign, scan, self.card.ndim)
         changed = self.foreign.resampled == "first" and any(z != 1 for z in grid.zoom)
-        image = grid.whole(scan.image) if changed and depends(self.foreign.steps) else scan.image
+        image = scan.image
+        if changed and depends(self.foreign.steps):
+            slices = scan.shape[: scan.ndim - self.card.ndim]
+            self.check_memory((scan.channels, *slices, *grid.sizes(scan.shape[len(slices) :])))
+            image = grid.whole(scan.image)
         return Bound(self, grid, fit(self.foreign.steps, image, low=window.low, width=window.width))
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """What the network sees at once, along its axes; empty for the whole image."""
+        if self.foreign.window or self.card.ndim == 2:
+            return self.foreign.window
+        return (-(-DEFAULT_WINDOW // self.foreign.divisor) * self.foreign.divisor,) * 3
+
+    def check_memory(self, shape: tuple[int, ...]) -> None:
+        """Raise a `CeaseError` if an image on the network's grid is larger than scans may be."""
+        if 4 * math.prod(shape) > MAX_BYTES:
+            raise CeaseError(
+                f"{self.card.title} would see this scan as an array of shape {shape}, more than the "
+                f"{MAX_BYTES / 2**30:.0f} GiB allowed; crop the scan, or import the model with a larger voxel size."
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K, *spatial) for images (N, C, *spatial) in window fractions."""
@@ -183,7 +224,15 @@ class Bound:
         self.stages = stages
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits (N, K, *part) for images (N, C, *part) in window fractions."""
+        """Logits (N, K, *part) for images (N, C, *part) in window fractions.
+
+        Raises
+        ------
+        CeaseError
+            If they are too large on the network's grid.
+        """
+        sizes = [whole for whole, _ in self._room(self.grid.sizes(images.shape[2:]))]
+        self.model.check_memory((*images.shape[:2], *sizes))
         last = self.model.foreign.resampled == "last"
         values = images if last else self.grid.enter(images)
         for stage in self.stages:
@@ -198,31 +247,29 @@ class Bound:
         self.model.check(scan)
 
     def _seen(self, shape: tuple[int, ...]) -> Segmenter:
-        foreign, window = self.model.foreign, self._window
+        foreign, window = self.model.foreign, self.model.window
         if not window or all(n <= w for n, w in zip(shape, window, strict=True)):
             return self.model.asked
         return Windowed(self.model.asked, window, overlap=foreign.overlap, batch=1, blend=foreign.blend)
 
-    @property
-    def _window(self) -> tuple[int, ...]:
-        foreign = self.model.foreign
-        if foreign.window or self.card.ndim == 2:
-            return foreign.window
-        return (-(-DEFAULT_WINDOW // foreign.divisor) * foreign.divisor,) * 3
-
     def _pad(self, values: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
         """Zeros or the image's edges around, as many on either side, and where the image lies among them."""
-        window = self._window
-        pads: list[int] = []
-        inside: list[slice] = []
-        for axis, size in enumerate(values.shape[2:]):
-            # A window is a size that the network takes; one larger than the image is only a bound, if not its own.
-            own = self.model.foreign.window[axis] if self.model.foreign.window else 1
-            whole = max(size, own)
-            if not window or whole <= window[axis]:
-                whole += (-whole) % self.model.foreign.divisor
-            before = (whole - size) // 2
-            pads = [before, whole - size - before, *pads]
-            inside.append(slice(before, before + size))
+        sizes = tuple(values.shape[2:])
+        room = self._room(sizes)
+        pads = [n for size, (whole, before) in zip(sizes, room, strict=True) for n in (whole - size - before, before)]
+        pads.reverse()
+        inside = [slice(before, before + size) for size, (_, before) in zip(sizes, room, strict=True)]
         mode = "replicate" if self.model.foreign.padding == "edge" else "constant"
         return (F.pad(values, pads, mode) if any(pads) else values), (..., *inside)
+
+    def _room(self, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Along each axis, how long the padded image is, and where the image begins in it."""
+        foreign, window = self.model.foreign, self.model.window
+        room = []
+        for axis, size in enumerate(sizes):
+            # A window is a size that the network takes; one larger than the image is only a bound, if not its own.
+            whole = max(size, foreign.window[axis] if foreign.window else 1)
+            if not window or whole <= window[axis]:
+                whole += (-whole) % foreign.divisor
+            room.append((whole, (whole - size) // 2))
+        return room

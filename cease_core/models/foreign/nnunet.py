@@ -19,7 +19,7 @@ from cease_core.errors import CeaseError, first_fault
 from cease_core.io.files import reading
 from cease_core.models.card import Mode, WindowRule
 from cease_core.models.foreign.cards import SCAN_WINDOW, card_name, class_infos, make_card
-from cease_core.models.foreign.drafts import Choices, Consent, Draft
+from cease_core.models.foreign.drafts import Choices, Consent, Draft, refuse_idle
 from cease_core.models.foreign.nnunet_network import build_nnunet, nnunet_name
 from cease_core.models.foreign.pickles import read_checkpoint, state_of
 from cease_core.models.foreign.spec import Clip, Percentiles, Scale, Standardise, Step
@@ -43,6 +43,7 @@ READERS = {
     "SimpleITKIOWithReorient": "SAR",
 }
 
+_IDLE = frozenset(("mode", "architecture", "args", "divisor", "output", "outputs", "activation", "normalise"))
 _MOST = 64 * 2**20
 _TRAINER = "nnUNetTrainer"
 _LEAST = 1e-8
@@ -152,6 +153,7 @@ def draft_nnunet(source: Path, choices: Choices, consent: Consent) -> Draft:
         network than nnU-Net's own, the cascade's second stage, or normalisations that differ between channels.
     """
     found = find_results(source, choices.fold)
+    refuse_idle(choices, found.folder.name, "an nnU-Net folder, whose plans say it", _IDLE)
     plans = _read(found.folder / PLANS, _Plans)
     dataset = _read(found.folder / DATASET, _Dataset)
     ask(found.checkpoint, WHY, consent)
@@ -165,7 +167,9 @@ def draft_nnunet(source: Path, choices: Choices, consent: Consent) -> Draft:
     target, args = _network(configuration, channels, labels.outputs)
     state = state_of(checkpoint, found.checkpoint)
     network = _filled(build_nnunet(target, args, most=sum(t.numel() for t in state.values())), state, found)
-    steps = normalisation(configuration, plans, channels, found.folder / PLANS)
+    steps = choices.steps
+    if steps is None:
+        steps = normalisation(configuration, plans, channels, found.folder / PLANS)
     title = f"{plans.dataset_name or found.folder.parent.name} {name}"
     orientation, transpose = _axes(plans, ndim, found.folder / PLANS)
     card = make_card(
@@ -182,7 +186,7 @@ def draft_nnunet(source: Path, choices: Choices, consent: Consent) -> Draft:
             "kind": "nnunet",
             "target": target,
             "args": args,
-            "steps": choices.steps if choices.steps is not None else steps,
+            "steps": steps,
             "orientation": choices.orientation or orientation,
             "transpose": transpose,
             "spacing": choices.spacing or configuration.spacing,

@@ -11,6 +11,7 @@ import math
 import pickletools
 import tarfile
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -207,23 +208,31 @@ def check_storages(path: Path, archive: zipfile.ZipFile, pickle: str, what: str 
 
 def _claims(pickle: bytes) -> Iterator[tuple[str, int]]:
     """Key and bytes of each storage that a pickle refers to, as torch writes it: a tuple of five before BINPERSID."""
-    said: list[Any] = []
-    memo: dict[Any, Any] = {}
+    said: deque[str | int] = deque(maxlen=5)
+    last: str | int | None = None
+    memo: dict[Any, str | int | None] = {}
     for operation, argument, _ in pickletools.genops(pickle):
         if operation.name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = said[-1] if said else None
+            memo[argument] = last
+            continue
         elif operation.name == "MEMOIZE":
-            memo[len(memo)] = said[-1] if said else None
+            memo[len(memo)] = last
+            continue
         elif operation.name in ("BINGET", "LONG_BINGET"):
-            said.append(memo.get(argument))
+            last = memo.get(argument)
         elif operation.name.startswith("TUPLE"):
-            said.append(None)
+            last = None
         elif operation.name == "BINPERSID":
-            _, kind, key, _, values = [one for one in said if one is not None][-5:]
+            _, kind, key, _, values = said
             name = str(kind).rpartition(" ")[2].removesuffix("Storage")
             yield str(key), int(values) * (_STORAGES[name].itemsize if name in _STORAGES else 1)
+            continue
         elif isinstance(argument, str | int):
-            said.append(argument)
+            last = argument
+        else:
+            continue
+        if last is not None:
+            said.append(last)
 
 
 def _kind(path: Path) -> str:

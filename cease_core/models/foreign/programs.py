@@ -8,6 +8,7 @@ file.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,15 +19,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cease_core.errors import CeaseError
+from cease_core.errors import CeaseError, one_line
 from cease_core.io.files import reading
 from cease_core.models.card import ModelCard
 from cease_core.models.foreign.cards import SCAN_WINDOW, card_name, class_infos, make_card
-from cease_core.models.foreign.drafts import Choices, Consent, Draft
+from cease_core.models.foreign.drafts import Choices, Consent, Draft, refuse_idle
 from cease_core.models.foreign.pickles import check_entries, check_storages, check_sums
 from cease_core.models.foreign.probing import Takes, choose_entry, entries, find_takes, guess_activation
 from cease_core.models.foreign.spec import PROGRAMS
 from cease_core.models.foreign.trust import agreed, ask, file_hash
+from cease_core.models.memory import is_out_of_memory
 
 ProgramKind = Literal["torchscript", "exported"]
 
@@ -36,6 +38,13 @@ WHY: dict[str, str] = {
     "torchscript": "A TorchScript file is a program, which can read and write files as you can.",
     "exported": "Opening a file of torch.export may run code that somebody put into it.",
 }
+
+_IDLE = frozenset(("architecture", "args", "fold"))
+_DEVICES = re.compile(r"(?i)\bdevices?\b|\b(cuda|mps|xpu|meta)\b")
+
+# Images are padded to a window, so the largest image that a program takes makes one only if it is no larger than this.
+_WHOLE = {2: 512, 3: 96}
+_LARGE = 2**16
 
 _EXAMPLE = (
     '--classes liver,tumour --mode multiclass (in Python: Choices(classes=("liver", "tumour"), mode="multiclass"))'
@@ -61,17 +70,22 @@ class Program(nn.Module):
         Of the images that it wants.
     alone
         Whether it takes one image at a time.
+    largest
+        Edges of the largest image that it takes, 0 where there is no limit; empty if no limit is known.
 
     Notes
     -----
     Some programs know one batch size alone. Where a batch fails, its images are asked one by one.
     """
 
-    def __init__(self, program: nn.Module, dtype: torch.dtype, *, alone: bool = False) -> None:
+    def __init__(
+        self, program: nn.Module, dtype: torch.dtype, *, alone: bool = False, largest: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         self.program = program
         self.dtype = dtype
         self.alone = alone
+        self.largest = largest
         self.training = False
         for parameter in program.parameters():
             parameter.requires_grad = False
@@ -81,18 +95,47 @@ class Program(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Any:
-        """The program's answer to images (N, C, *spatial)."""
+        """The program's answer to images (N, C, *spatial).
+
+        Raises
+        ------
+        CeaseError
+            If it fails, whatever it raised; but what torch raises when it runs out of memory is let through.
+        """
+        try:
+            return self._answer(images)
+        except CeaseError:
+            raise
+        except Exception as error:
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise
+            raise CeaseError(self._fault(error, images)) from error
+
+    def _answer(self, images: Tensor) -> Any:
         images = images.to(self.dtype)
         if len(images) == 1:
             return self.program(images)
         if not self.alone:
             try:
                 return self.program(images)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, AssertionError):
+            except (RuntimeError, AssertionError) as error:
+                if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                    raise
                 self.alone = True
         return _together([self.program(image[None]) for image in images])
+
+    def _fault(self, error: Exception, images: Tensor) -> str:
+        """The sentence about what the program raised."""
+        # TorchScript puts a traceback before its reason.
+        reason = one_line(str(error).strip().rpartition("\n")[2] or type(error).__name__)[:200]
+        if _DEVICES.search(reason):
+            advice = "it may be bound to the device that it was made on, so use --device cpu"
+        elif self.largest:
+            limit = " × ".join(str(n or "any") for n in self.largest)
+            advice = f"it takes images up to {limit}, so import it again with a roi of that size or less"
+        else:
+            advice = "import it again with a roi, the size of images that it takes, or try another scan"
+        return f"the program failed on images of shape {tuple(images.shape)} ({reason}); {advice}."
 
 
 def program_kind(path: Path) -> ProgramKind | None:
@@ -162,6 +205,7 @@ def draft_program(source: Path, choices: Choices, consent: Consent) -> Draft:
     kind = program_kind(source)
     if kind is None:
         raise CeaseError(f"{source.name} is no program; choose a file of torch.jit.save or torch.export.save.")
+    refuse_idle(choices, source.name, "a program", _IDLE)
     classes, mode = choices.classes, choices.mode
     missing = [name for name, value in (("classes", classes), ("mode", mode)) if not value]
     if not classes or mode is None:
@@ -195,7 +239,7 @@ def draft_program(source: Path, choices: Choices, consent: Consent) -> Draft:
             "steps": steps,
             "orientation": choices.orientation or "display",
             "spacing": choices.spacing or (),
-            "window": choices.roi or (takes.size if takes.fixed else ()),
+            "window": choices.roi or (takes.size if takes.fixed else _window(takes, network.largest)),
             "divisor": 1 if takes.fixed else choices.divisor or takes.divisor,
             "fixed": takes.fixed,
             "output": chosen.way,
@@ -203,7 +247,8 @@ def draft_program(source: Path, choices: Choices, consent: Consent) -> Draft:
             "activation": activation,
         },
     )
-    return Draft(card, network, program=source, remarks=tuple(_remarks(takes, choices, chosen.way, remark, answers)))
+    remarks = _remarks(takes, network.largest, choices, chosen.way, remark, answers)
+    return Draft(card, network, program=source, remarks=tuple(remarks))
 
 
 def _takes(network: Program, known: Takes | None, choices: Choices, title: str) -> Takes:
@@ -226,12 +271,29 @@ def _takes(network: Program, known: Takes | None, choices: Choices, title: str) 
     return takes
 
 
+def _window(takes: Takes, largest: tuple[int, ...]) -> tuple[int, ...]:
+    """What is seen at once of a program that takes images up to a size; () where that is all that is usually seen."""
+    limits, most = [n for n in largest if n], _WHOLE[takes.ndim]
+    if not limits or min(limits) > most:
+        return ()
+    edges = (min(n or max(limits), most) for n in largest)
+    return tuple(max(n - n % takes.divisor, 1) for n in edges)
+
+
 def _remarks(
-    takes: Takes, choices: Choices, way: tuple[int | str, ...], activation: str, answers: Sequence[Sequence[Any]]
+    takes: Takes,
+    largest: tuple[int, ...],
+    choices: Choices,
+    way: tuple[int | str, ...],
+    activation: str,
+    answers: Sequence[Sequence[Any]],
 ) -> list[str]:
     found = [f"It takes images of {takes.channels} channel{'s' if takes.channels > 1 else ''} in {takes.ndim}-D."]
     if takes.fixed:
         found.append(f"It takes images of {' × '.join(map(str, takes.size))} alone, so scans are seen by windows.")
+    elif largest:
+        limit = " × ".join(str(n or "any") for n in largest)
+        found.append(f"It takes images up to {limit}; roi is the size of the windows that larger ones are seen by.")
     if way and choices.output is None and len(answers[0]) > 1:
         found.append(f"Of its outputs, {list(way)} is taken; say output if another one holds the logits.")
     if activation:
@@ -289,8 +351,17 @@ def _load_exported(path: Path) -> tuple[Program, Takes]:
     fixed = any(isinstance(edge, int) for edge in edges)
     # Of edges that are open beside fixed ones, the example's size is as good as any.
     size = tuple(int(edge) for edge in exported.example_inputs[0][0].shape[2:]) if fixed else ()
-    program = Program(exported.module(), images[0].dtype, alone=isinstance(batch, int))
+    largest = () if fixed else tuple(_limit(edge, exported.range_constraints) for edge in edges)
+    if not any(largest):
+        largest = ()
+    program = Program(exported.module(), images[0].dtype, alone=isinstance(batch, int), largest=largest)
     return program, Takes(len(edges), channels, size, fixed=fixed)
+
+
+def _limit(edge: Any, ranges: Mapping[Any, Any]) -> int:
+    """The most that an open edge may be; 0 if there is no limit."""
+    known = None if isinstance(edge, int) else ranges.get(edge.node.expr)
+    return int(known.upper) if known is not None and known.upper <= _LARGE else 0
 
 
 @contextmanager

@@ -8,6 +8,7 @@ the whole scan, such as its mean, is found once, on the clean scan.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +20,12 @@ PROGRAMS: dict[str, str] = {"torchscript": "model.ts", "exported": "model.pt2"}
 """Kinds that come as a program, of which nothing can be exchanged, and the file that holds it."""
 
 Activation = Literal["none", "sigmoid", "softmax"]
+
+MAX_EDGE = 4096
+"""Longest edge of what a network is asked about at once."""
+
+MAX_VOXELS = 2**27
+"""Most pixels or voxels of it: a cube of 512."""
 
 
 class _Frozen(BaseModel):
@@ -163,12 +170,15 @@ class Foreign(_Frozen):
     def _consistent(self) -> Foreign:
         if self.fixed and not self.window:
             raise ValueError("window: a network of fixed size needs one")
-        if self.window and min(self.window) < 1:
-            raise ValueError("window: edges are at least 1")
-        if any(s < 0 for s in self.spacing):
+        for name, shape in (("window", self.window), ("size", self.size)):
+            if shape and min(shape) < 1:
+                raise ValueError(f"{name}: edges are at least 1")
+            if max(shape, default=1) > MAX_EDGE or math.prod(shape) > MAX_VOXELS:
+                raise ValueError(f"{name}: at most {MAX_EDGE} along an axis, and {MAX_VOXELS} voxels in all")
+        if any(not 0 <= s < math.inf for s in self.spacing):
             raise ValueError("spacing: voxel sizes are above 0, or 0 to keep an axis")
-        if self.size and (self.spacing or min(self.size) < 1):
-            raise ValueError("size: edges are at least 1, and there is no voxel size beside it")
+        if self.size and self.spacing:
+            raise ValueError("size: there is no voxel size beside it")
         if self.transpose and sorted(self.transpose) != list(range(len(self.transpose))):
             raise ValueError("transpose: name each axis once, from 0 up")
         letters = self.orientation if self.orientation.isupper() else ""

@@ -72,6 +72,9 @@ class Preparation:
         Intensities that the bundle itself maps to a fixed range, if it does.
     remarks
         What is left out.
+    cropped
+        How many steps there were when scans were cropped to what is above zero; -1 if they were to something else, and
+        None if they were not.
     """
 
     ndim: int
@@ -83,6 +86,7 @@ class Preparation:
     resampled: str = "first"
     window: WindowRule | None = None
     remarks: list[str] = field(default_factory=list)
+    cropped: int | None = None
 
     def step(self, *steps: Step) -> None:
         """Add steps that work on intensities."""
@@ -236,6 +240,8 @@ def preparation(
             continue
         if transform.name in _CROPS:
             found.remark(f"The bundle crops or pads scans ({transform.name}); here the whole scan is segmented.")
+            if transform.name == "CropForeground":
+                found.cropped = len(found.steps) if _above_zero(transform) else -1
         elif transform.name in _PLACE:
             _PLACE[transform.name](transform, found)
         elif transform.name in _INTENSITY:
@@ -264,12 +270,36 @@ def _short(target: Any) -> str:
     return name
 
 
+def _above_zero(transform: Transform) -> bool:
+    """Whether a `CropForeground` leaves the smallest box around what is above zero in the image."""
+    keys = transform.get("keys")
+    image = keys[transform.at] if isinstance(keys, list) else keys
+    usual = {"select_fn": None, "channel_indices": None, "margin": 0, "k_divisible": 1}
+    return transform.get("source_key") == image and all(transform.entry.get(k, v) == v for k, v in usual.items())
+
+
+def _of_the_crop(found: Preparation, first: int) -> None:
+    """Take figures of what scans are cropped to, in the steps from ``first`` on, where that can be said."""
+    for i, step in enumerate(found.steps[first:], first):
+        if isinstance(step, Standardise) and step.over == "all" and found.cropped == i:
+            found.steps[i] = step.model_copy(update={"over": "box"})
+            found.remark(
+                "Mean and deviation are taken of the box around what is not zero, where the bundle crops scans to what "
+                "is above zero."
+            )
+        elif isinstance(step, Percentiles) or (isinstance(step, Standardise) and step.over == "all"):
+            found.remark("Figures for intensities are taken of the whole scan, not of what the bundle crops it to.")
+
+
 def _intensities(transform: Transform, found: Preparation) -> None:
+    first = len(found.steps)
     try:
         _INTENSITY[transform.name](transform, found)
     except ValidationError as error:
         fault = first_fault(error, transform.name)
         raise CeaseError(f"{transform.config.name}: {transform.where} cannot be so ({fault}); correct it.") from error
+    if found.cropped is not None:
+        _of_the_crop(found, first)
 
 
 def _load(transform: Transform, found: Preparation) -> None:

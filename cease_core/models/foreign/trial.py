@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from cease_core.errors import CeaseError, one_line
+from cease_core.models.foreign.grid import Grid
 from cease_core.models.foreign.model import ForeignModel
+from cease_core.models.prepare import prepare
 from cease_core.models.segmenter import NO_GRADIENT
 from cease_core.scan import Scan
 
@@ -21,7 +24,7 @@ COARSER = 1.25
 
 
 def try_model(model: ForeignModel) -> None:
-    """Run a model, its preparation and its gradient once.
+    """Run a model, its gradient and its preparation for attacks once.
 
     Parameters
     ----------
@@ -35,10 +38,11 @@ def try_model(model: ForeignModel) -> None:
         or no gradient reaches the scan.
     """
     scan = made_scan(model)
-    seen = model.on(scan)
-    window = model.card.window.resolve(scan)
-    images = torch.from_numpy((scan.image - np.float32(window.low)) / np.float32(window.width))[None].requires_grad_()
     title = model.card.title
+    with _asking(title):
+        seen = model.on(scan)
+        window = model.card.window.resolve(scan)
+    images = torch.from_numpy((scan.image - np.float32(window.low)) / np.float32(window.width))[None].requires_grad_()
     with _asking(title), torch.enable_grad():
         logits = seen(images)
     if logits.shape != (1, model.card.outputs, *scan.shape):
@@ -61,21 +65,25 @@ def try_model(model: ForeignModel) -> None:
         raise CeaseError(
             f"{title} answers the same scan differently from call to call; switch its dropout off and export it again."
         )
+    with _asking(title):
+        prepare(model)
 
 
 def made_scan(model: ForeignModel) -> Scan:
     """A scan with something to see, of voxels somewhat larger than the network's."""
     card = model.card
     shape = SHAPES[card.ndim]
-    sizes = [s for s in model.foreign.spacing if s > 0]
-    size = COARSER * float(np.mean(sizes)) if sizes else 1.0
     generator = np.random.default_rng(0)
     away = sum(np.square((np.indices(shape)[a] - n / 3) / (n / 4)) for a, n in enumerate(shape))
     values = 0.25 + 0.5 * (away < 1) + 0.1 * generator.standard_normal((card.channels, *shape))
     rule = card.window
     low, width = (rule.low, rule.high - rule.low) if rule.kind == "fixed" else (0.0, 100.0)
     image = np.asarray(low + width * values.clip(0, 1), np.float32)
-    return Scan(image, np.diag([size, size, size, 1.0]), name="trial")
+    scan = Scan(image, np.eye(4), name="trial")
+    sizes = np.ones(4)
+    for axis, size in zip(Grid.of(model.foreign, scan, card.ndim).turn.axes, model.foreign.spacing, strict=False):
+        sizes[axis] = COARSER * size or 1.0
+    return replace(scan, affine=np.diag(sizes))
 
 
 @contextmanager

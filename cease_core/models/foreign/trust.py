@@ -1,14 +1,16 @@
 """What a user agreed to open on this machine: files that may run code, each by the hash of its bytes.
 
-The list lies beside the library. A file that was agreed to once is opened without asking; one that changed by a
-single bit is another file.
+A file that was agreed to once is opened without asking; one that changed by a single bit is another file. The list
+lies in the user's own folder wherever the library is: what comes with a library cannot bring its own consent.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,9 +20,10 @@ from cease_core.errors import CeaseError
 from cease_core.io.files import reading, write_reason, write_text
 from cease_core.models.foreign.drafts import Consent, Question
 from cease_core.models.foreign.pickles import LIMIT
-from cease_core.models.places import user_library
 
 AGREED = "agreed.json"
+FOLDER = "CEASE_CONSENT"
+"""Environment variable that names another folder for the list."""
 
 _MOST = 2**20
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -74,10 +77,13 @@ def agree(sha256: str, what: str) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     path, known = _list(), agreements() | {sha256: Agreement(what=what[:200], when=now)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise CeaseError(f"{path} was not written: {write_reason(error)}.") from error
     write_text(path, json.dumps({key: value.model_dump() for key, value in known.items()}, indent=1) + "\n")
+    with suppress(OSError):  # not every file system knows whose a file is
+        path.chmod(0o600)
+        path.parent.chmod(path.parent.stat().st_mode & ~0o022)
 
 
 def ask(path: Path, why: str, consent: Consent) -> str:
@@ -132,4 +138,4 @@ def file_hash(path: Path) -> str:
 
 
 def _list() -> Path:
-    return user_library().parent / AGREED
+    return Path(os.environ.get(FOLDER) or Path.home() / ".napari-cease") / AGREED

@@ -14,8 +14,10 @@ from cease_core.models.architectures import ARCHITECTURES, build
 from cease_core.models.card import Mode
 from cease_core.models.foreign.cards import SCAN_WINDOW, card_name, class_infos, make_card
 from cease_core.models.foreign.classes import check_plain, divisor, facts, network_maker, network_name, sketch
-from cease_core.models.foreign.drafts import Choices, Draft
+from cease_core.models.foreign.drafts import Choices, Draft, refuse_idle
 from cease_core.models.foreign.pickles import read_state
+
+_IDLE = frozenset(("orientation", "roi", "divisor", "output", "outputs", "activation", "steps", "normalise", "fold"))
 
 # What our backbones put before the names of a network of MONAI, and a whole model before those of its backbone.
 _BACKBONE, _MODEL = "net.", "backbone."
@@ -114,6 +116,7 @@ def _some(keys: Sequence[str]) -> str:
 
 def _ours(source: Path, choices: Choices, state: dict[str, Tensor]) -> Draft:
     architecture, args = str(choices.architecture), choices.args or {}
+    refuse_idle(choices, source.name, f"{architecture}, which sees scans as it is trained here", _IDLE)
     check_plain(args, "args")
     classes = _classes(source, choices)
     mode = mode_of(None, classes, choices.mode)
@@ -164,6 +167,7 @@ def _channels(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int:
 
 def _monai(source: Path, choices: Choices, state: dict[str, Tensor]) -> Draft:
     target, args = network_name(str(choices.architecture)), choices.args or {}
+    refuse_idle(choices, source.name, "weights alone", ("fold",))
     classes = _classes(source, choices)
     known = facts(target, args)
     ndim, channels = known.ndim or choices.ndim, known.inputs or choices.channels
@@ -200,6 +204,11 @@ def _monai(source: Path, choices: Choices, state: dict[str, Tensor]) -> Draft:
         foreign=foreign,
     )
     remarks = []
+    if ndim == 2 and choices.orientation is None:
+        remarks.append(
+            "It is given columns before rows, as MONAI's readers load files; say orientation=display if it was trained "
+            "on rows before columns."
+        )
     if choices.mode is None:
         remarks.append(f"Its {known.outputs or 'logit'} channels are taken as {mode}; say mode if that is wrong.")
     return Draft(card, network, remarks=tuple(remarks))
