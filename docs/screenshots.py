@@ -376,6 +376,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cease-pictures-") as scratch:
         # Neither models nor settings of the user are to be seen; napari looks for its own when it is imported.
         os.environ["CEASE_MODELS"] = str(Path(scratch) / "models")
+        os.environ["CEASE_SESSIONS"] = str(Path(scratch) / "sessions")
         os.environ["NAPARI_CONFIG"] = str(Path(scratch) / "napari.yaml")
         from napari.settings import get_settings
 

@@ -42,6 +42,8 @@ NEGATIVE, POSITIVE = (64, 144, 255), (255, 72, 60)
 STRONGEST_ALPHA = 0.6
 LETTER = 1.1
 """Width of a letter on the canvas, in pixels for each point of its font."""
+MARGIN = 24
+"""Room in pixels that a title leaves on both sides of its pane together."""
 SMALLEST, LARGEST = 7.0, 10.0
 """Font sizes, in points, between which a pane's title fits the pane."""
 CRITICAL_ALPHA = 0.85
@@ -117,6 +119,7 @@ class Panes:
         self._twins: list[tuple[Layer, Layer]] = []
         self._lit: Image | None = None
         viewer.events.reset_view.connect(self._fit_panes)
+        viewer.canvas.events.size.connect(self._fit_titles)
         viewer.layers.events.removed.connect(self._on_removed)
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed, viewer.layers.events.reordered):
             event.connect(self._keep_stride)
@@ -224,6 +227,11 @@ class Panes:
             if role_of(layer)[0] in ("scan twin", "adversarial") and self._lit is not None and not layer.rgb:
                 layer.contrast_limits = self._lit.contrast_limits
 
+    def _fit_titles(self, _: Any = None) -> None:
+        for layer in self.viewer.layers:
+            if role_of(layer)[0] == "mask":
+                fit_title(self.viewer, layer)
+
     @property
     def letters(self) -> int:
         """How long a title may be that can still be read."""
@@ -244,6 +252,7 @@ class Panes:
         """Take our layers away and stop listening to the viewer."""
         self.close()
         self.viewer.events.reset_view.disconnect(self._fit_panes)
+        self.viewer.canvas.events.size.disconnect(self._fit_titles)
         layers = self.viewer.layers.events
         layers.removed.disconnect(self._on_removed)
         for event in (layers.inserted, layers.removed, layers.reordered):
@@ -449,8 +458,8 @@ class Panes:
 
 
 def pane_width(viewer: ViewerModel) -> float:
-    """Of one pane, in pixels."""
-    return float(viewer.canvas.size[1]) / (2 if viewer.canvas.grid.enabled else 1)
+    """What a title has of one pane, in pixels."""
+    return float(viewer.canvas.size[1]) / (2 if viewer.canvas.grid.enabled else 1) - MARGIN
 
 
 def letters(viewer: ViewerModel) -> int:

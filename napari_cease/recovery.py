@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -248,8 +249,10 @@ class SessionKeeper(QObject):
         viewer.layers.events.removed.connect(self._on_removed)
         for layer in viewer.layers:
             self._watch(layer)
-        self._main = main_window(viewer)
-        self._main.installEventFilter(self)
+        window = main_window(viewer)
+        window.installEventFilter(self)
+        # The window shall go when it is closed, whoever still has this.
+        self._main = weakref.ref(window)
         on_change(self._on_change)
 
     @property
@@ -498,7 +501,7 @@ class SessionKeeper(QObject):
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """A window that was asked to close may ask back, and stay; once it is hidden, it has closed."""
         if event is not None:
-            kind, main = event.type(), self._main
+            kind, main = event.type(), self._main()
             if kind == QEvent.Type.Close and watched is main:
                 self._leave(True)
             elif self._leaving and kind == QEvent.Type.Hide and watched is main and not event.spontaneous():
@@ -527,7 +530,7 @@ class SessionKeeper(QObject):
         self._leave(False)
         on_change(self._on_change, follow=False)
         with suppress(RuntimeError):  # the window may have gone first
-            self._main.removeEventFilter(self)
+            main_window(self.viewer).removeEventFilter(self)
         self.explorer.session.events.disconnect(self._on_change)
         for event in self._events:
             event.disconnect(self._on_change)

@@ -107,7 +107,7 @@ class AttackExplorer(QScrollArea):
         # A click beside the fields takes the focus out of them, so that the keys are the explorer's.
         self.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
         self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setMinimumWidth(350)
+        self.setMinimumWidth(372)
         body = QWidget()
         self.setWidget(body)
         column = QVBoxLayout(body)
