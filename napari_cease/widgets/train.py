@@ -4,6 +4,7 @@ This module keeps its annotations as objects, since napari looks at them to hand
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -277,7 +278,8 @@ class TrainDock(RunDock):
             self.layers.show(self.trainer.preview)
 
     def _on_layers_gone(self) -> None:
-        self.in_viewer.setChecked(False)
+        with suppress(RuntimeError):  # the window may have gone first, and its layers with it
+            self.in_viewer.setChecked(False)
 
     def _on_trained(self, model: Path) -> None:
         show_info(f"{model.name} is in the library.")
