@@ -69,6 +69,10 @@ _FORK = multiprocessing.get_context("fork")
 _KEPT = 20
 
 
+ELSEWHERE = re.compile(r"/\S*/(?=\S)")
+"""Folders that lead to a file."""
+
+
 @dataclass
 class Tally:
     """What became of a target's inputs."""
@@ -98,7 +102,8 @@ class Tally:
             self.found.append({"input": index, "what": outcome["what"]})
         if outcome.get("noise"):
             self.noise += 1
-            self.said.append({"input": index, "what": outcome["noise"]})
+            # Where a library is installed, or a file was damaged, is this machine's own business.
+            self.said.append({"input": index, "what": ELSEWHERE.sub("", outcome["noise"])})
 
 
 # --- inputs -------------------------------------------------------------------------------------------------------
