@@ -58,7 +58,7 @@ from napari_cease.widgets.readout import Readout
 from napari_cease.widgets.restore_bar import RestoreBar
 from napari_cease.widgets.saving import SaveButton
 from napari_cease.widgets.scan_view import ScanView
-from napari_cease.widgets.window import main_window
+from napari_cease.widgets.window import end_if_removed, main_window
 
 OWN_MASK = "the model's own clean mask"
 NO_MODEL = "none"
@@ -657,9 +657,7 @@ class AttackExplorer(QScrollArea):
 
     def event(self, event: QEvent | None) -> bool:
         """A dock that loses its parent has been removed."""
-        if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None and self.isHidden():
-            self.shutdown()
-            self.deleteLater()  # which napari leaves to the dock
+        end_if_removed(self, event)
         return bool(super().event(event))
 
     def keyPressEvent(self, event: Any) -> None:

@@ -15,7 +15,7 @@ import pyqtgraph as pg
 from napari.utils.notifications import show_error, show_info
 from numpy.typing import NDArray
 from qtpy.QtCore import QRectF, Qt, QTimer
-from qtpy.QtWidgets import QApplication, QCheckBox, QFileDialog, QGridLayout, QLabel, QMenu, QPushButton, QSizePolicy
+from qtpy.QtWidgets import QApplication, QCheckBox, QFileDialog, QGridLayout, QLabel, QPushButton, QSizePolicy
 
 from cease_core.errors import CeaseError
 from cease_core.evaluation.features import LEAST_PIXELS, FeaturePicture
@@ -29,7 +29,7 @@ from napari_cease.jobs.worker import Worker
 from napari_cease.layers import COLOURS, MARKS, TITLES
 from napari_cease.widgets import figure
 from napari_cease.widgets.fold import Fold
-from napari_cease.widgets.parts import SmallPlot, empty_column, escape, own_menu, words
+from napari_cease.widgets.parts import SmallPlot, empty_column, escape, make_menu, own_menu, words
 
 TITLE = "Features"
 TIP = (
@@ -187,20 +187,13 @@ class FeatureView(Fold):
         explorer.session.events.scan.connect(self.refresh)
 
     def _save_button(self) -> QPushButton:
-        button = QPushButton("Save  ▾")
-        # As text, which follows the theme; the menu's own arrow lies over it.
-        button.setStyleSheet("QPushButton::menu-indicator { image: none; width: 0; }")
+        button = QPushButton()
         button.setToolTip("The picture of the features")
-        menu = QMenu(button)
-        menu.setToolTipsVisible(True)
-        for title, tip, slot in (
+        entries = (
             ("Copy figure", "Both plots, dark on white, to the clipboard", self.copy_figure),
-            ("Save figure…", "Both plots, dark on white, as PNG or SVG", lambda: self.save_figure()),
-        ):
-            action = menu.addAction(title)
-            action.setToolTip(tip)
-            action.triggered.connect(slot)
-        button.setMenu(menu)
+            ("Save figure…", "Both plots, dark on white, as PNG or SVG", self.save_figure),
+        )
+        make_menu(button, "Save", entries)
         return button
 
     def set_colours(self, text: str, ground: str) -> None:

@@ -52,7 +52,7 @@ from napari_cease.layers import role_of
 from napari_cease.widgets.import_form import ask_about, ask_consent
 from napari_cease.widgets.model_card import card_html, takes_text
 from napari_cease.widgets.model_table import MODEL, ModelFilter, ModelTable, ModelView, dragged_model
-from napari_cease.widgets.window import canvas, main_window
+from napari_cease.widgets.window import canvas, end_if_removed, main_window
 
 log = logging.getLogger(__name__)
 
@@ -536,9 +536,7 @@ class ModelsDock(QWidget):
 
     def event(self, event: QEvent | None) -> bool:
         """A dock that loses its parent has been removed."""
-        if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None and self.isHidden():
-            self.shutdown()
-            self.deleteLater()  # which napari leaves to the dock
+        end_if_removed(self, event)
         return bool(super().event(event))
 
     def showEvent(self, event: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyqtgraph as pg
@@ -17,6 +17,7 @@ from qtpy.QtWidgets import (
     QHBoxLayout,
     QHeaderView,
     QLabel,
+    QMenu,
     QPushButton,
     QSizePolicy,
     QSpinBox,
@@ -67,6 +68,20 @@ def row(*widgets: QWidget) -> QHBoxLayout:
     for widget in widgets:
         row.addWidget(widget, 0 if isinstance(widget, QLabel | QToolButton) else 1)
     return row
+
+
+def make_menu(button: QPushButton, title: str, entries: Sequence[tuple[str, str, Callable[[], object]]]) -> None:
+    """Let a button open a menu; each entry has its title, its tooltip and what it does."""
+    # As text, which follows the theme; the menu's own arrow lies over it.
+    button.setText(f"{title}  ▾")
+    button.setStyleSheet("QPushButton::menu-indicator { image: none; width: 0; }")
+    menu = QMenu(button)
+    menu.setToolTipsVisible(True)
+    for name, tip, slot in entries:
+        action = menu.addAction(name)
+        action.setToolTip(tip)
+        action.triggered.connect(lambda _=False, slot=slot: slot())
+    button.setMenu(menu)
 
 
 def button_row(*buttons: QPushButton) -> QHBoxLayout:

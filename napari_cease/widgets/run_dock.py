@@ -12,7 +12,7 @@ from napari.utils.theme import get_theme
 from qtpy.QtCore import QEvent, QObject, Qt
 from qtpy.QtWidgets import QFileDialog, QFrame, QScrollArea, QVBoxLayout, QWidget
 
-from napari_cease.widgets.window import main_window
+from napari_cease.widgets.window import end_if_removed, main_window
 
 LISTS = "Lists of cases (*.csv *.tsv *.jsonl);;dataset.json (dataset.json)"
 """The files that are data sets: what a dialog offers."""
@@ -85,9 +85,7 @@ class RunDock(QScrollArea):
 
     def event(self, event: QEvent | None) -> bool:
         """A dock that loses its parent has been removed."""
-        if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None and self.isHidden():
-            self.shutdown()
-            self.deleteLater()  # which napari leaves to the dock
+        end_if_removed(self, event)
         return bool(super().event(event))
 
     def closeEvent(self, event: Any) -> None:

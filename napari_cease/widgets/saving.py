@@ -11,7 +11,7 @@ from napari.utils.notifications import show_error, show_info
 from numpy.typing import NDArray
 from qtpy.QtCore import QObject, QRectF, Qt, QTimer, Signal
 from qtpy.QtGui import QColor, QFont, QFontMetricsF, QImage, QPainter
-from qtpy.QtWidgets import QApplication, QFileDialog, QMenu, QPushButton, QWidget
+from qtpy.QtWidgets import QApplication, QFileDialog, QPushButton, QWidget
 
 from cease_core.errors import CeaseError
 from cease_core.io.files import write_text
@@ -30,6 +30,7 @@ from napari_cease.jobs.exploration import Side
 from napari_cease.jobs.worker import Worker
 from napari_cease.layers import COLOURS, MARKS, TITLES
 from napari_cease.widgets import figure
+from napari_cease.widgets.parts import make_menu
 
 GROUND, INK = "#ffffff", "#202020"
 NOTHING = "There is no curve yet; choose a scan and a model, and wait for the attack."
@@ -61,22 +62,14 @@ class SaveButton(QPushButton):
         self.recorder = Recorder(explorer, grab, self)
         self.recorder.failed.connect(show_error)
         self.recorder.saved.connect(lambda path: show_info(f"Saved {path}"))
-        # As text, which follows the theme; the menu's own arrow lies over it.
-        self.setText("Save  ▾")
-        self.setStyleSheet("QPushButton::menu-indicator { image: none; width: 0; }")
         self.setToolTip("Figure, numbers or animation of Dice over ε")
-        menu = QMenu(self)
-        menu.setToolTipsVisible(True)
-        for title, tip, slot in (
+        entries = (
             ("Copy figure", "The curves, dark on white, to the clipboard", self.copy_figure),
-            ("Save figure…", "The curves, dark on white, as PNG or SVG", lambda: self.save_figure()),
+            ("Save figure…", "The curves, dark on white, as PNG or SVG", self.save_figure),
             ("Save numbers…", "Dice of each model, class and ε as CSV, with the attack's settings", self._ask_numbers),
-            ("Save animation…", "The canvas from ε = 0 to the right end and back", lambda: self.save_animation()),
-        ):
-            action = menu.addAction(title)
-            action.setToolTip(tip)
-            action.triggered.connect(slot)
-        self.setMenu(menu)
+            ("Save animation…", "The canvas from ε = 0 to the right end and back", self.save_animation),
+        )
+        make_menu(self, "Save", entries)
 
     # --- what is done ---------------------------------------------------------------------------------------
 

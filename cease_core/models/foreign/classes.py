@@ -119,7 +119,12 @@ def build_network(target: str, args: Mapping[str, Any], *, most: int = MOST_VALU
             f"the network {target!r} with these arguments has {values} values, more than the {most} that its weights "
             "hold or are allowed; weights and arguments belong to different networks, or the file is cut short."
         )
-    # What is drawn here is overwritten; the caller's random numbers shall not depend on it.
+    return made(make)
+
+
+def made(make: Callable[[], nn.Module]) -> nn.Module:
+    """What ``make`` builds, in evaluation mode; its values are drawn, to be overwritten."""
+    # The caller's random numbers shall not depend on it.
     with torch.random.fork_rng(devices=[]):
         return make().eval()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -141,6 +142,7 @@ class ForeignModel(nn.Module):
         self.card = card
         self.mode: Mode = card.mode
         self.asked = Asked(network, card)
+        self._fitted: WeakKeyDictionary[Scan, tuple[Grid, tuple[Stage, ...]]] = WeakKeyDictionary()
 
     @property
     def foreign(self) -> Foreign:
@@ -170,6 +172,12 @@ class ForeignModel(nn.Module):
         CeaseError
             If the scan is constant, or too large on the network's grid.
         """
+        # Percentiles of a large volume take seconds, and an explorer asks again for every slice.
+        if scan not in self._fitted:
+            self._fitted[scan] = self._fit(scan)
+        return Bound(self, *self._fitted[scan])
+
+    def _fit(self, scan: Scan) -> tuple[Grid, tuple[Stage, ...]]:
         window = self.card.window.resolve(scan)
         grid = Grid.of(self.foreign, scan, self.card.ndim)
         changed = self.foreign.resampled == "first" and any(z != 1 for z in grid.zoom)
@@ -178,7 +186,7 @@ class ForeignModel(nn.Module):
             slices = scan.shape[: scan.ndim - self.card.ndim]
             self.check_memory((scan.channels, *slices, *grid.sizes(scan.shape[len(slices) :])))
             image = grid.whole(scan.image)
-        return Bound(self, grid, fit(self.foreign.steps, image, low=window.low, width=window.width))
+        return grid, fit(self.foreign.steps, image, low=window.low, width=window.width)
 
     @property
     def window(self) -> tuple[int, ...]:

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import torch
 from torch import nn
 
 from cease_core.errors import CeaseError, one_line
-from cease_core.models.foreign.classes import MOST_VALUES, check_plain, count_values
+from cease_core.models.foreign.classes import MOST_VALUES, check_plain, count_values, made
 
 PLACE = "dynamic_network_architectures.architectures.unet"
 NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet")
@@ -77,8 +76,7 @@ def build_nnunet(target: str, args: Mapping[str, Any], *, most: int = MOST_VALUE
             f"the plans describe a network of {values} values, more than the {most} that its weights hold or are "
             "allowed; plans and checkpoint belong to different trainings."
         )
-    with torch.random.fork_rng(devices=[]):
-        return make().eval()
+    return made(make)
 
 
 def _unfit(target: str, error: Exception) -> CeaseError:

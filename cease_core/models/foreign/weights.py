@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cease_core.errors import CeaseError
 from cease_core.models.architectures import ARCHITECTURES, build
 from cease_core.models.card import Mode
 from cease_core.models.foreign.cards import SCAN_WINDOW, card_name, class_infos, make_card
-from cease_core.models.foreign.classes import check_plain, divisor, facts, network_maker, network_name, sketch
+from cease_core.models.foreign.classes import check_plain, divisor, facts, made, network_maker, network_name, sketch
 from cease_core.models.foreign.drafts import Choices, Draft, refuse_idle
 from cease_core.models.foreign.pickles import read_state
 
@@ -92,9 +91,7 @@ def filled(make: Callable[[], nn.Module], state: Mapping[str, Tensor], name: str
                 f"{tuple(own[key].shape)}; choose the arguments that it was trained with, channels and classes above "
                 "all."
             )
-    # What is drawn here is overwritten; the caller's random numbers shall not depend on it.
-    with torch.random.fork_rng(devices=[]):
-        network = make().eval()
+    network = made(make)
     network.load_state_dict({**network.state_dict(), **state})
     return network
 
