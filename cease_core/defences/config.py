@@ -47,6 +47,10 @@ class InnerAttack(_Strict):
         Key of `cease_core.attacks.LOSSES`.
     ramp
         Share of the training over which ε rises from 0.
+    reuse
+        Begin at the clean image instead of at a random place, and let the pass that gives the first step train on
+        the clean view as well. That view then costs no pass of its own; of its features other terms see the values
+        alone.
     """
 
     epsilon: float = Field(default=8 / 255, gt=0)
@@ -54,6 +58,7 @@ class InnerAttack(_Strict):
     step_size: float | None = Field(default=None, gt=0)
     ascent: Ascent = "seg"
     loss: str = "dice_ce"
+    reuse: bool = False
     ramp: float = Field(default=0.2, ge=0, le=1)
 
     _loss = field_validator("loss")(_known_loss)
@@ -311,6 +316,15 @@ class Defence(_Strict):
         return frozenset({"clean"})
 
     @property
+    def opening(self) -> SegmentationTerm | None:
+        """The term that the first step of the inner attack also trains for, if the attack reuses that step."""
+        return self._opens if self.inner.reuse and self.attacks else None
+
+    @property
+    def _opens(self) -> SegmentationTerm | None:
+        return next((t for t in self.active if isinstance(t, SegmentationTerm) and t.view == "clean"), None)
+
+    @property
     def attacks(self) -> bool:
         """Whether an adversarial view is made."""
         return any("adversarial" in t.views() for t in self.active if not isinstance(t, AuxiliaryTerm))
@@ -351,6 +365,10 @@ class Defence(_Strict):
             raise ValueError("free adversarial training is inner.ascent 'free' together with replays above 1")
         if all(isinstance(t, AuxiliaryTerm) for t in self.active):
             raise ValueError("auxiliary tasks alone teach no segmentation; add a term that reads the mask")
+        if self.inner.reuse and not (self.inner.ascent == "seg" and self.balance == "fixed" and self._opens):
+            raise ValueError(
+                "inner.reuse needs a segmentation term on the clean view, inner.ascent 'seg' and fixed balance"
+            )
         if self.inner.ascent == "free" and self.balance == "pcgrad":
             raise ValueError("free adversarial training has no gradient to reuse under pcgrad; choose another balance")
         return self

@@ -23,7 +23,14 @@ def start(images: Tensor, epsilon: float, seeds: Sequence[int]) -> Tensor:
     return epsilon * torch.stack(noise).to(images)
 
 
-def craft(images: Tensor, ascended: Ascended, inner: InnerAttack, epsilon: float, seeds: Sequence[int]) -> Tensor:
+def craft(
+    images: Tensor,
+    ascended: Ascended,
+    inner: InnerAttack,
+    epsilon: float,
+    seeds: Sequence[int],
+    first: Tensor | None = None,
+) -> Tensor:
     """Adversarial images (N, C, *spatial) by ``inner.steps`` signed gradient steps from a random start.
 
     Parameters
@@ -38,6 +45,8 @@ def craft(images: Tensor, ascended: Ascended, inner: InnerAttack, epsilon: float
         Radius now, in window fractions.
     seeds
         One a case.
+    first
+        The gradient at the clean images, from where the attack then begins.
 
     Raises
     ------
@@ -45,11 +54,14 @@ def craft(images: Tensor, ascended: Ascended, inner: InnerAttack, epsilon: float
         If a gradient is not finite.
     """
     low, high = limits(images)
-    delta = within(start(images, epsilon, seeds), images, low, high)
+    delta = torch.zeros_like(images) if first is not None else within(start(images, epsilon, seeds), images, low, high)
     for step in range(inner.steps):
-        adversarial = (images + delta).requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(ascended(adversarial, step).sum(), adversarial)
+        if step == 0 and first is not None:
+            gradient = first
+        else:
+            adversarial = (images + delta).requires_grad_()
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(ascended(adversarial, step).sum(), adversarial)
         if not torch.isfinite(gradient).all():
             raise CeaseError("the inner attack's gradient is not finite; lower the learning rate.")
         delta = delta + inner.size(epsilon) * steepest(gradient, "linf")

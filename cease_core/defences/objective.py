@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,14 @@ class Cost:
         return ((-self.doubts).exp() * torch.stack(self.groups) + self.doubts / 2).sum()
 
 
+@dataclass(frozen=True, eq=False)
+class Opening:
+    """The clean view that an inner attack begins at: what the model made of it, cut off, and the loss's gradient."""
+
+    look: Look
+    gradient: Tensor
+
+
 class Objective(nn.Module):
     """The model under training together with everything that is dropped after it.
 
@@ -101,7 +110,7 @@ class Objective(nn.Module):
         image. What is asked without a gradient does not count: the clean answer that an inner attack flees from
         (``consistency``, ``contrastive``, ``joint``), the first and last look of ``frequency``, a teacher's answer.
         """
-        views = len(self.defence.views)
+        views = len(self.defence.views) - (self.defence.opening is not None)
         steps = 0
         if self.defence.attacks and self.defence.inner.ascent != "free":
             steps = self.defence.inner.steps
@@ -114,7 +123,29 @@ class Objective(nn.Module):
         ramp = self.defence.inner.ramp
         return self.defence.inner.epsilon * (1.0 if ramp == 0 else min(1.0, progress / ramp))
 
-    def attacked(self, batch: Batch, progress: float) -> Tensor:
+    def opening(self, batch: Batch, scale: Callable[[Tensor], Tensor] = lambda loss: loss) -> Opening | None:
+        """Go backwards through the clean view's share of the loss, where the inner attack reuses that.
+
+        The parameters' gradients are left in place, those of ``scale(loss)``.
+        """
+        term = self.defence.opening
+        if term is None:
+            return None
+        images = batch.images.detach().clone().requires_grad_()
+        features = self.model.encode(images)
+        logits, dense = self._decoded(features, tuple(images.shape[2:]))
+        target = one_hot(batch.labels, self.model.mode, self.model.card.outputs)
+        loss = LOSSES[term.loss](logits, target, self.model.mode).mean()
+        scale(term.weight * loss).backward()
+        assert images.grad is not None
+        # In fp16 the scaler leaves a step out whose gradients are not finite.
+        gradient = images.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        look = Look(
+            batch.images, [f.detach() for f in features], logits.detach(), None if dense is None else dense.detach()
+        )
+        return Opening(look, gradient)
+
+    def attacked(self, batch: Batch, progress: float, opening: Opening | None = None) -> Tensor:
         """The adversarial view (N, C, *spatial), crafted with batch norms in evaluation mode."""
         config, epsilon = self.defence.inner, self.epsilon(progress)
         if config.ascent == "free":
@@ -130,18 +161,22 @@ class Objective(nn.Module):
                 with torch.no_grad():
                     problem = Problem.pose(self.model, batch.images, batch.labels, config.loss)
                     return attack.run(problem).adversarial
-            return inner.craft(batch.images, self._ascended(batch), config, epsilon, batch.seeds)
+            first = None if opening is None else opening.gradient
+            return inner.craft(batch.images, self._ascended(batch), config, epsilon, batch.seeds, first)
         finally:
             self.model.train(was_training)
 
-    def forward(self, batch: Batch, adversarial: Tensor | None, progress: float) -> Cost:
-        """What a batch costs, given its adversarial view where the defence reads one."""
-        seen = {view: self._view(view, batch, adversarial) for view in self.defence.views}
+    def forward(
+        self, batch: Batch, adversarial: Tensor | None, progress: float, opening: Opening | None = None
+    ) -> Cost:
+        """What a batch costs, given its adversarial view where the defence reads one, and its opening likewise."""
+        views = [view for view in self.defence.views if opening is None or view != "clean"]
+        seen = {view: self._view(view, batch, adversarial) for view in views}
         # One pass for all views: they share batch statistics, and a GPU is busier.
         stacked = torch.cat(list(seen.values()))
         features = self.model.encode(stacked)
         logits, dense = self._decoded(features, tuple(batch.images.shape[2:]))
-        looks: dict[View, Look] = {}
+        looks: dict[View, Look] = {} if opening is None else {"clean": opening.look}
         for i, (view, images) in enumerate(seen.items()):
             part = slice(i * len(batch), (i + 1) * len(batch))
             looks[view] = Look(

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cease_core.data.cases import Case
 from cease_core.defences import PRESETS, Batch, Cost, Defence, Objective
 from cease_core.defences.joint import trained_heads
-from cease_core.defences.objective import gathered
+from cease_core.defences.objective import Opening, gathered
 from cease_core.errors import CeaseError
 from cease_core.models.card import ModelCard
 from cease_core.models.checkpoint import load_card, save_model
@@ -224,7 +224,7 @@ class _Run:
         return self.process.once(lambda: time.monotonic() - since >= seconds)
 
     def _step(self, batch: Batch) -> StepDone:
-        config, device = self.config, self.process.device
+        device = self.process.device
         number = self.epoch * self.plan.batches + self.batch
         # Dropout, if the architecture has any, is the only thing that draws from the global generator.
         torch.manual_seed(self._seed(number))
@@ -232,14 +232,16 @@ class _Run:
         progress = (number + 1) / (self.epochs * self.plan.batches)
         figures: dict[str, float] = {}
         for _ in range(self.defence.replays):
-            adversarial = self._attacked(batch, progress)
-            with torch.autocast(device.type, _PRECISIONS.get(config.precision), enabled=config.precision != "fp32"):
-                cost: Cost = self.joined(batch, adversarial, progress)
+            self.optimiser.zero_grad(set_to_none=True)
+            with self._autocast():
+                opening = self.objective.opening(batch, self.scaler.scale)
+            adversarial = self._attacked(batch, progress, opening)
+            with self._autocast():
+                cost: Cost = self.joined(batch, adversarial, progress, opening)
                 total = cost.total
             names, values = ("", *cost.parts), (total, *cost.parts.values())
             figures = dict(zip(names, self.process.mean([v.item() for v in values]), strict=True))
             self._check(figures[""], "the loss")
-            self.optimiser.zero_grad(set_to_none=True)
             self._descend(cost, total, number)
             if self.defence.inner.ascent == "free" and adversarial is not None:
                 self.objective.climb(adversarial, progress)
@@ -260,12 +262,16 @@ class _Run:
         words = np.random.SeedSequence((self.config.seed, number, self.process.rank)).generate_state(1, np.uint64)
         return int(words[0]) % 2**63
 
-    def _attacked(self, batch: Batch, progress: float) -> Tensor | None:
+    def _autocast(self) -> torch.autocast:
+        precision = self.config.precision
+        return torch.autocast(self.process.device.type, _PRECISIONS.get(precision), enabled=precision != "fp32")
+
+    def _attacked(self, batch: Batch, progress: float, opening: Opening | None) -> Tensor | None:
         if not self.defence.attacks:
             return None
         try:
             with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                return self.objective.attacked(batch, progress)
+                return self.objective.attacked(batch, progress, opening)
         except CeaseError as error:
             raise CeaseError(f"{self._where()}: {error}") from error
 

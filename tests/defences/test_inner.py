@@ -117,6 +117,32 @@ def test_one_step_is_the_sign_of_the_gradient(make_batch) -> None:
     torch.testing.assert_close(adversarial - images, expected, atol=1e-6, rtol=0)
 
 
+def test_a_reused_attack_begins_at_the_clean_image(make_model, make_batch) -> None:
+    batch, model = make_batch(), make_model()
+    objective = Objective(preset("at", {"inner.steps": 1, "inner.reuse": True}), model, (16, 16)).train()
+    opening = objective.opening(batch)
+    images = batch.images.clone().requires_grad_()
+    LOSSES["dice_ce"](model(images), one_hot(batch.labels, model.mode, 1), model.mode).mean().backward()
+    assert images.grad is not None
+    low, high = limits(batch.images)
+    expected = (batch.images + EPSILON * images.grad.sign()).clamp(low, high)
+    torch.testing.assert_close(objective.attacked(batch, 1.0, opening), expected, atol=1e-6, rtol=0)
+
+
+def test_a_reused_first_step_is_not_computed_again() -> None:
+    told: list[int] = []
+
+    def ascended(images: Tensor, step: int) -> Tensor:
+        told.append(step)
+        return images.flatten(1).sum(dim=1)
+
+    images = torch.full((1, 1, 2, 2), 0.5)
+    config = preset("at", {"inner.steps": 3, "inner.step_size": 0.01}).inner
+    found = craft(images, ascended, config, 0.05, (7,), first=torch.tensor([[[[1.0, -2.0], [0.0, 3.0]]]]))
+    assert told == [1, 2]
+    torch.testing.assert_close(found - images, torch.tensor([[[[0.03, 0.01], [0.02, 0.03]]]]), atol=1e-6, rtol=0)
+
+
 def test_the_steps_are_numbered(make_batch) -> None:
     told: list[int] = []
 

@@ -25,8 +25,9 @@ def build(name: str, changes: dict[str, Any], model: SegmentationModel, batch: B
 
 def step(objective: Objective, batch: Batch, progress: float = 1.0) -> tuple[Tensor | None, Cost, list[Tensor]]:
     """Adversarial view, cost and the model's gradients of one training step."""
-    adversarial = objective.attacked(batch, progress) if objective.defence.attacks else None
-    cost = objective(batch, adversarial, progress)
+    opening = objective.opening(batch)
+    adversarial = objective.attacked(batch, progress, opening) if objective.defence.attacks else None
+    cost = objective(batch, adversarial, progress, opening)
     cost.total.backward()
     return adversarial, cost, [p.grad for p in objective.model.parameters()]
 
@@ -102,6 +103,60 @@ def test_gradients_of_some_presets(make_model, make_batch) -> None:
     assert counts == {"none": 1, "at": 9, "free_at": 1, "fast_at": 2, "trades": 9}
     tasks = {"auxiliary.tasks": ("rotation", "sobel")}
     assert build("cease", tasks, make_model(), batch).gradients == 7 + 3 + 2
+
+
+REUSE = {"inner.reuse": True}
+
+
+@pytest.mark.parametrize(("name", "changes"), [("at", {}), ("contrastive_at", NO_CONTRAST), ("multitask_at", NO_TASKS)])
+def test_a_reused_pass_trains_as_one_of_its_own_would(
+    name: str, changes: dict[str, Any], make_model, make_batch
+) -> None:
+    # Batch norms would see other batches: the clean view is then looked at alone.
+    args = {"channels": (4, 8), "norm": "instance"}
+    batch, reusing = make_batch(), build(name, STEPS | REUSE | changes, make_model(**args), make_batch())
+    adversarial, cost, gradients = step(reusing, batch)
+    usual = build(name, STEPS | changes, make_model(**args), batch)
+    expected = usual(batch, adversarial, 1.0)
+    expected.total.backward()
+    assert cost.parts.keys() == expected.parts.keys()
+    torch.testing.assert_close(cost.total, expected.total)
+    for mine, other in zip(gradients, usual.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_reused_pass_saves_one(make_model, make_batch) -> None:
+    batch = make_batch(1)
+    tasks = {"auxiliary.tasks": ("sobel",)}
+    for name, changes in (("at", {}), ("cease", tasks)):
+        usual, reusing = (build(name, changes | more, make_model(), batch).gradients for more in ({}, REUSE))
+        assert reusing == usual - 1
+
+
+def test_other_terms_see_the_values_of_a_reused_pass_alone(make_model, make_batch) -> None:
+    batch = make_batch()
+    objective = build("cease", STEPS | REUSE | {"auxiliary.tasks": ("sobel",)}, make_model(), batch)
+    opening = objective.opening(batch)
+    assert opening is not None
+    look = opening.look
+    assert not any(t.requires_grad for t in (*look.features, look.logits, look.dense))
+    cost = objective(batch, objective.attacked(batch, 1.0, opening), 1.0, opening)
+    assert not cost.parts["segmentation clean"].requires_grad
+    assert cost.parts["contrastive"].requires_grad
+
+
+def test_a_reused_pass_is_scaled_like_the_rest(make_model, make_batch) -> None:
+    gradients = []
+    for factor in (1.0, 64.0):
+        objective = build("at", STEPS | REUSE, make_model(), make_batch())
+        objective.opening(make_batch(), lambda loss, factor=factor: factor * loss)
+        gradients.append([p.grad / factor for p in objective.model.parameters()])
+    for once, scaled in zip(*gradients, strict=True):
+        torch.testing.assert_close(once, scaled)
+
+
+def test_without_reuse_there_is_no_opening(make_model, make_batch) -> None:
+    assert build("at", STEPS, make_model(), make_batch()).opening(make_batch()) is None
 
 
 def test_the_total_is_the_weighted_sum_of_the_parts(make_model, make_batch) -> None:

@@ -43,8 +43,9 @@ def test_it_trains_one_step(name: str, subject: str, make_model, make_batch, tmp
     objective = Objective(defence, model, tuple(batch.images.shape[2:])).train()
     teachers = [t for m in objective.terms if isinstance(m, Distillation) for t in m._teacher]
     before = [{k: v.clone() for k, v in t.state_dict().items()} for t in teachers]
-    adversarial = objective.attacked(batch, 1.0) if defence.attacks else None
-    cost = objective(batch, adversarial, 1.0)
+    opening = objective.opening(batch)
+    adversarial = objective.attacked(batch, 1.0, opening) if defence.attacks else None
+    cost = objective(batch, adversarial, 1.0, opening)
     assert torch.isfinite(cost.total)
     cost.total.backward()
     for parameter_name, parameter in objective.named_parameters():
@@ -120,6 +121,9 @@ def test_changes_by_dotted_name() -> None:
         ("at", {"inner.ascent": "joint"}, r"ascends 'joint', but there is no contrastive term"),
         ("at", {"replays": 2}, r"inner\.ascent 'free' together with replays"),
         ("free_at", {"balance": "pcgrad"}, r"no gradient to reuse under pcgrad"),
+        ("at", {"inner.reuse": True, "segmentation.clean.weight": 0}, r"inner\.reuse needs a segmentation term"),
+        ("trades", {"inner.reuse": True}, r"inner\.reuse needs .* inner\.ascent 'seg'"),
+        ("at", {"inner.reuse": True, "balance": "uncertainty"}, r"inner\.reuse needs .* fixed balance"),
         ("none", {"segmentation.weight": 0}, r"every term has weight 0"),
         ("cease", {"auxiliary.tasks": ["sobel", "sobel"]}, r"unknown or repeated task"),
         ("cease", {"auxiliary.rule": "manual"}, r"the rule 'manual' needs tasks"),

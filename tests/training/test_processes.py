@@ -35,11 +35,12 @@ def launch(
     return pair
 
 
-def test_two_processes_are_as_good_as_one(fresh, disc_folder, sides, tmp_path: Path) -> None:
+@pytest.mark.parametrize("inner", [{"inner.steps": 1}, {"inner.steps": 2, "inner.reuse": True}], ids=["usual", "reuse"])
+def test_two_processes_are_as_good_as_one(inner, fresh, disc_folder, sides, tmp_path: Path) -> None:
     config = disc_config(
         defence={
             "preset": "contrastive_at",
-            "inner.steps": 1,
+            **inner,
             # The dense part draws its pixels from the images of its own process.
             "contrastive.dense": 0,
             "contrastive.weight": 2,

@@ -67,6 +67,11 @@ def photographs(config: TrainingConfig, sides: Any, out: Path, moments: list[Mom
             id="none, at every kind of point",
         ),
         pytest.param({"defence": {"preset": "at"} | FEW}, [saved_at(0, 1), closed(1), saved_at(1, 1)], id="at"),
+        pytest.param(
+            {"defence": {"preset": "contrastive_at", "inner.reuse": True} | FEW},
+            [saved_at(0, 1), saved_at(1, 1)],
+            id="the first step reused",
+        ),
         pytest.param({"defence": {"preset": "free_at", "replays": 2}}, [saved_at(0, 1), saved_at(1, 1)], id="free_at"),
         pytest.param(
             {"defence": {"preset": "cease", "balance": "uncertainty"} | FEW | TWO_TASKS},
