@@ -172,35 +172,47 @@ class Arm:
     Parameters
     ----------
     times
-        How many times the data set's budget it gets. Beyond one, the checkpoint is the best under attack, whatever
-        it costs on clean images: with the bound on that, a model that is far from trained can be chosen.
+        How many times the data set's budget it gets.
+    clean_drop
+        How much clean Dice its checkpoint may have lost; 1 for the best under attack, whatever that costs on clean
+        images: with a bound, a model that is far from trained can be chosen.
     """
 
     name: str
     preset: str
     changes: dict[str, Any] = field(default_factory=dict)
     times: int = 1
+    clean_drop: float = 0.02
 
     def defence(self) -> dict[str, Any]:
         """For a config; changes of the study that the preset has no place for are left out."""
         kinds = {term.kind for term in PRESETS[self.preset].terms} | {"inner"}
         fixed = {key: value for key, value in STUDY.items() if key.split(".")[0] in kinds}
-        if self.preset in ("fast_at", "free_at"):
+        # Those whose number of steps is what they are.
+        if self.preset in ("fast_at", "free_at") or PRESETS[self.preset].inner.reuse:
             fixed.pop("inner.steps")
         return {"preset": self.preset, **fixed, **self.changes}
 
 
+MOSTLY_ATTACKED = {"segmentation.clean.weight": 0.3, "segmentation.adversarial.weight": 0.7}
 CORE = (
     *(Arm(name, name) for name in ("none", "at", "cease", "contrastive_at", "multitask_at")),
     # What the augmented view alone does for adversarial training.
     Arm("augment_at", "contrastive_at", {"contrastive.weight": 0}),
     # With the weights of the shipped cardiac and polyp models.
-    Arm("cease_adv", "cease", {"segmentation.clean.weight": 0.3, "segmentation.adversarial.weight": 0.7}),
+    Arm("cease_adv", "cease", MOSTLY_ATTACKED),
+    Arm("at_adv", "at", MOSTLY_ATTACKED, clean_drop=1.0),
+    Arm("reuse_at", "reuse_at", clean_drop=1.0),
+    Arm("cease_reuse", "cease_reuse", clean_drop=1.0),
     *(Arm(name, name) for name in ("trades", "segpgd_at", "augment", "contrastive", "multitask")),
 )
 """In the order in which they are run: what the claim rests on first."""
 
-LONGER = tuple(replace(arm, name=f"{arm.name}_4x", times=4) for arm in CORE if arm.name in ("at", "cease", "cease_adv"))
+LONGER = tuple(
+    replace(arm, name=f"{arm.name}_4x", times=4, clean_drop=1.0)
+    for arm in CORE
+    if arm.name in ("at", "cease", "cease_adv", "at_adv", "reuse_at", "cease_reuse")
+)
 """Whether the budget decides who is ahead."""
 
 
@@ -236,7 +248,7 @@ class Job:
             "architecture": self.architecture,
             "defence": self.arm.defence(),
             "budget": dataset.start if begins else self.arm.times * dataset.budget,
-            "clean_drop": 0.02 if self.arm.times == 1 else 1.0,
+            "clean_drop": self.arm.clean_drop,
             "learning_rate": 2e-3 if begins else 1e-3,
             "ema": 0.99,
             "validate_every": 10_000,

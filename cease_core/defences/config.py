@@ -104,6 +104,9 @@ class ContrastiveTerm(_Term):
     ----------
     over
         Views whose features are to be alike.
+    still
+        Those of them that others are drawn to without being drawn themselves. Unless another term reads them, they
+        are looked at without a gradient, which costs no gradient computation.
     instance, dense
         Weights of the loss on pooled encoder features and of that on decoder features at stride 4.
     temperature, dense_temperature
@@ -124,6 +127,7 @@ class ContrastiveTerm(_Term):
     kind: Literal["contrastive"] = "contrastive"
     weight: float = Field(default=0.1, ge=0)
     over: tuple[View, ...] = ("clean", "adversarial", "augmented")
+    still: tuple[Literal["clean", "augmented"], ...] = ()
     instance: float = Field(default=0.5, ge=0)
     dense: float = Field(default=0.5, ge=0)
     temperature: float = Field(default=0.5, gt=0)
@@ -140,6 +144,12 @@ class ContrastiveTerm(_Term):
         if len(set(over)) < 2 or len(set(over)) < len(over):
             raise ValueError("name at least two different views to hold together")
         return over
+
+    @model_validator(mode="after")
+    def _moving(self) -> ContrastiveTerm:
+        if not set(self.still) < set(self.over):
+            raise ValueError("still names views of over, and not all of them")
+        return self
 
     def views(self) -> frozenset[View]:
         return frozenset(self.over)
@@ -314,6 +324,12 @@ class Defence(_Strict):
         if not isinstance(term, AuxiliaryTerm) or self.attacks:
             return views
         return frozenset({"clean"})
+
+    @property
+    def still(self) -> frozenset[View]:
+        """Views that are looked at without a gradient: a contrastive term is drawn to them, and no other reads them."""
+        held = frozenset[View]().union(*(t.still for t in self.active if isinstance(t, ContrastiveTerm)))
+        return held.difference(*(self.read_by(t) for t in self.active if not isinstance(t, ContrastiveTerm)))
 
     @property
     def opening(self) -> SegmentationTerm | None:

@@ -21,9 +21,8 @@ from cease_core.defences.tap import Tap
 from cease_core.defences.terms import TASK, TermModule, build_term
 from cease_core.defences.terms.consistency import divergence
 from cease_core.defences.terms.contrastive import Contrastive
-from cease_core.defences.views import Batch, Context, Look, augmented
+from cease_core.defences.views import Batch, Context, Look, augmented, unmoved
 from cease_core.errors import CeaseError
-from cease_core.models.architectures import Features
 from cease_core.models.card import Mode
 from cease_core.models.segmenter import SegmentationModel
 from cease_core.tasks import TASKS
@@ -110,7 +109,7 @@ class Objective(nn.Module):
         image. What is asked without a gradient does not count: the clean answer that an inner attack flees from
         (``consistency``, ``contrastive``, ``joint``), the first and last look of ``frequency``, a teacher's answer.
         """
-        views = len(self.defence.views) - (self.defence.opening is not None)
+        views = len(self.defence.views) - len(self.defence.still) - (self.defence.opening is not None)
         steps = 0
         if self.defence.attacks and self.defence.inner.ascent != "free":
             steps = self.defence.inner.steps
@@ -132,18 +131,13 @@ class Objective(nn.Module):
         if term is None:
             return None
         images = batch.images.detach().clone().requires_grad_()
-        features = self.model.encode(images)
-        logits, dense = self._decoded(features, tuple(images.shape[2:]))
+        look = self._look(images)
         target = one_hot(batch.labels, self.model.mode, self.model.card.outputs)
-        loss = LOSSES[term.loss](logits, target, self.model.mode).mean()
+        loss = LOSSES[term.loss](look.logits, target, self.model.mode).mean()
         scale(term.weight * loss).backward()
         assert images.grad is not None
         # In fp16 the scaler leaves a step out whose gradients are not finite.
-        gradient = images.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        look = Look(
-            batch.images, [f.detach() for f in features], logits.detach(), None if dense is None else dense.detach()
-        )
-        return Opening(look, gradient)
+        return Opening(look.detach(), images.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
     def attacked(self, batch: Batch, progress: float, opening: Opening | None = None) -> Tensor:
         """The adversarial view (N, C, *spatial), crafted with batch norms in evaluation mode."""
@@ -170,18 +164,16 @@ class Objective(nn.Module):
         self, batch: Batch, adversarial: Tensor | None, progress: float, opening: Opening | None = None
     ) -> Cost:
         """What a batch costs, given its adversarial view where the defence reads one, and its opening likewise."""
-        views = [view for view in self.defence.views if opening is None or view != "clean"]
-        seen = {view: self._view(view, batch, adversarial) for view in views}
+        looks: dict[View, Look] = {} if opening is None else {"clean": opening.look}
+        for view in self.defence.still:
+            with torch.no_grad(), unmoved(self.model):
+                looks[view] = self._look(self._view(view, batch, adversarial))
+        seen = {view: self._view(view, batch, adversarial) for view in self.defence.views if view not in looks}
         # One pass for all views: they share batch statistics, and a GPU is busier.
         stacked = torch.cat(list(seen.values()))
-        features = self.model.encode(stacked)
-        logits, dense = self._decoded(features, tuple(batch.images.shape[2:]))
-        looks: dict[View, Look] = {} if opening is None else {"clean": opening.look}
-        for i, (view, images) in enumerate(seen.items()):
-            part = slice(i * len(batch), (i + 1) * len(batch))
-            looks[view] = Look(
-                images, [f[part] for f in features], logits[part], None if dense is None else dense[part]
-            )
+        together = self._look(stacked)
+        for i, view in enumerate(seen):
+            looks[view] = together.part(slice(i * len(batch), (i + 1) * len(batch)))
         context = Context(
             batch=batch,
             target=one_hot(batch.labels, self.model.mode, self.model.card.outputs),
@@ -208,12 +200,13 @@ class Objective(nn.Module):
         along = adversarial.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).sign()
         self.free = (self.free + step * along).clamp(-epsilon, epsilon)
 
-    def _decoded(self, features: Features, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+    def _look(self, images: Tensor) -> Look:
+        features, shape = self.model.encode(images), tuple(images.shape[2:])
         if self._tap is None:
-            return self.model.decode(features, shape), None
+            return Look(images, features, self.model.decode(features, shape), None)
         with self._tap.open(self.model) as caught:
             logits = self.model.decode(features, shape)
-        return logits, caught[-1]
+        return Look(images, features, logits, caught[-1])
 
     def _view(self, view: View, batch: Batch, adversarial: Tensor | None) -> Tensor:
         if view == "clean":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +18,7 @@ from monai.transforms.intensity.array import (
     RandShiftIntensity,
 )
 from monai.utils.type_conversion import convert_to_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from cease_core.defences.config import View
 from cease_core.models.architectures import Features
@@ -60,6 +61,18 @@ class Look:
     logits: Tensor
     dense: Tensor | None
 
+    def part(self, which: slice) -> Look:
+        """That of some cases."""
+        return self._each(lambda values: values[which])
+
+    def detach(self) -> Look:
+        """The same values, through which no gradient flows."""
+        return self._each(Tensor.detach)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Look:
+        dense = None if self.dense is None else change(self.dense)
+        return Look(change(self.images), [change(f) for f in self.features], change(self.logits), dense)
+
 
 @dataclass(frozen=True, eq=False)
 class Context:
@@ -90,6 +103,20 @@ class Context:
     setting: Setting
     progress: float
     gather: Callable[[Tensor], Tensor] = lambda rows: rows
+
+
+@contextmanager
+def unmoved(model: nn.Module) -> Iterator[None]:
+    """Batch norms keep their running statistics: of images that the finished model is not meant to see."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
 
 
 def generators(seeds: Sequence[int], salt: int = 0) -> list[torch.Generator]:

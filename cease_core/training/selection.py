@@ -24,6 +24,8 @@ from cease_core.training.config import TrainingConfig
 
 WARM_UP = 0.1
 HELD_OUT = 32
+# Heads alone, which begin at random and move no encoder, learn enough in so short a time at a higher rate only.
+HEADS_FASTER = 5.0
 SCORES, TABLE, FIGURE = "relevance.json", "relevance.md", "relevance.svg"
 
 
@@ -67,8 +69,9 @@ def choose_tasks(
 ) -> Chosen:
     """Measure all tasks that the model's dimensions allow and choose among them by the config's rule.
 
-    The cases measured on are training cases of patients that the warm-up does not see. The warmed-up weights are
-    dropped: the training that follows starts as it would have without.
+    The cases measured on are training cases of patients that the warm-up does not see. Where the training goes on from
+    a trained model, only the heads warm up, on that model's features, which costs no gradient computation; else model
+    and heads do together. The warmed-up weights are dropped: the training that follows starts as it would have without.
 
     Parameters
     ----------
@@ -97,12 +100,17 @@ def choose_tasks(
         terms=(SegmentationTerm(), AuxiliaryTerm(weight=1.0, tasks=names, clean=1, adversarial=0)),
     )
     objective = Objective(defence, build_model(config).to(device), config.patch).to(device)
+    trained = config.start is not None
     plan = Plan(len(learning), config.batch_size, config.seed)
     whole = epochs_of(config, objective.gradients, plan.size * plan.batches)
     steps = max(1, round(warm_up * whole * plan.batches))
-    optimiser = torch.optim.AdamW(objective.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    learnt = list((objective.terms if trained else objective).parameters())
+    rate = config.learning_rate * (HEADS_FASTER if trained else 1)
+    optimiser = torch.optim.AdamW(learnt, rate, weight_decay=config.weight_decay)
     augmentation = Augmentation(config)
     objective.train()
+    if trained:
+        objective.model.eval().requires_grad_(False)
     epoch = done = 0
     while done < steps:
         for batch in batches(learning, plan, augmentation, epoch):
@@ -115,7 +123,7 @@ def choose_tasks(
                 )
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(objective.parameters(), config.clip)
+            torch.nn.utils.clip_grad_norm_(learnt, config.clip)
             optimiser.step()
             done += 1
             if callback is not None:
@@ -123,6 +131,7 @@ def choose_tasks(
             if done == steps:
                 break
         epoch += 1
+    objective.model.requires_grad_()
     heads = next(m for m in objective.terms if isinstance(m, Auxiliary)).heads
     seeds = plan.seeds(epoch, range(len(held_out)))
     patches = stack([augmentation(s, seed) for s, seed in zip(held_out, seeds, strict=True)], seeds)
@@ -139,7 +148,8 @@ def choose_tasks(
     selection = select(relevance, term.rule, term.count, floor=term.floor, names=term.tasks, seed=config.seed)
     # Measuring: the attack's steps, then a pass for segmentation, every task and every noise, on both views.
     measured = len(held_out) * (relevance.steps + 2 * (1 + len(names) + NOISES))
-    return Chosen(relevance, selection, steps * plan.size * objective.gradients + measured)
+    warming = 0 if trained else steps * plan.size * objective.gradients
+    return Chosen(relevance, selection, warming + measured)
 
 
 def _divide(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:

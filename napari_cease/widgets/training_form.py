@@ -38,15 +38,17 @@ from napari_cease.widgets.parts import align, browse_button, empty_form, outline
 AUTO = "auto"
 RANDOM = "random weights"
 _GROUPS = {
-    "": ("cease", "none"),
-    "Adversarial training": ("at", "trades", "mart", "fast_at", "free_at", "segpgd_at", "ddc_at", "vaft"),
+    "": ("cease", "cease_reuse", "none"),
+    "Adversarial training": ("at", "reuse_at", "trades", "mart", "fast_at", "free_at", "segpgd_at", "ddc_at", "vaft"),
     "Parts of CEASE": ("augment", "contrastive", "contrastive_at", "multitask", "multitask_at"),
     "Other": ("distillation",),
 }
 _TITLES = {
     "cease": "CEASE",
+    "cease_reuse": "CEASE, fewer passes",
     "none": "none (undefended)",
     "at": "adversarial training",
+    "reuse_at": "AT, fewer passes",
     "trades": "TRADES",
     "mart": "MART",
     "fast_at": "Fast AT",

@@ -155,6 +155,32 @@ def test_a_reused_pass_is_scaled_like_the_rest(make_model, make_batch) -> None:
         torch.testing.assert_close(once, scaled)
 
 
+def test_a_still_view_is_drawn_to_and_costs_no_gradient(make_model, make_batch) -> None:
+    batch, tasks = make_batch(2), {"auxiliary.tasks": ("sobel",)}
+    still = {"contrastive.still": ("augmented",), "segmentation.augmented.weight": 0}
+    moving, held = (build("cease", STEPS | tasks | c, make_model(), batch) for c in ({}, still))
+    assert held.gradients == moving.gradients - 1
+    before = {k: v.clone() for k, v in held.model.state_dict().items() if "running" in k}
+    assert before
+    context: list[Any] = []
+    held.terms[-2].register_forward_hook(lambda module, args, out: context.extend(args))
+    adversarial, cost, _ = step(held, batch)
+    assert cost.parts["contrastive"].requires_grad
+    assert not context[0].looks["augmented"].features[-1].requires_grad
+    assert torch.equal(context[0].looks["augmented"].images, augmented(batch.images, batch.seeds))
+    # Its statistics are none of the model's: as without the view.
+    without = build("at", STEPS, make_model(), batch)
+    without(batch, adversarial, 1.0)
+    for key, value in without.model.state_dict().items():
+        if "running" in key:
+            torch.testing.assert_close(held.model.state_dict()[key], value)
+
+
+def test_a_still_view_that_another_term_reads_is_looked_at_as_usual(make_model, make_batch) -> None:
+    changes = STEPS | {"auxiliary.tasks": ("sobel",), "contrastive.still": ("augmented",)}
+    assert build("cease", changes, make_model(), make_batch()).defence.still == frozenset()
+
+
 def test_without_reuse_there_is_no_opening(make_model, make_batch) -> None:
     assert build("at", STEPS, make_model(), make_batch()).opening(make_batch()) is None
 

@@ -58,8 +58,9 @@ def test_it_trains_one_step(name: str, subject: str, make_model, make_batch, tmp
 
 def test_presets_are_those_of_the_method() -> None:
     ablations = {"none", "augment", "at", "contrastive", "multitask", "contrastive_at", "multitask_at", "cease"}
+    ours = {"reuse_at", "cease_reuse"}
     rivals = {"trades", "mart", "fast_at", "free_at", "segpgd_at", "ddc_at", "vaft", "distillation"}
-    assert set(PRESETS) == ablations | rivals
+    assert set(PRESETS) == ablations | rivals | ours
     assert all(d.name == name for name, d in PRESETS.items())
 
 
@@ -75,6 +76,7 @@ def test_cease_has_the_weights_of_the_method() -> None:
         ("consistency", None): 0,
     }
     assert cease.inner == InnerAttack(epsilon=8 / 255, steps=7, ascent="seg", ramp=0.2)
+    assert not any(d.inner.reuse for name, d in PRESETS.items() if name not in ("reuse_at", "cease_reuse"))
     assert cease.inner.size(8 / 255) == pytest.approx(2.5 * 8 / 255 / 7)
     assert cease.inner.size(1 / 255) == pytest.approx(1 / 255)
 
@@ -124,6 +126,7 @@ def test_changes_by_dotted_name() -> None:
         ("at", {"inner.reuse": True, "segmentation.clean.weight": 0}, r"inner\.reuse needs a segmentation term"),
         ("trades", {"inner.reuse": True}, r"inner\.reuse needs .* inner\.ascent 'seg'"),
         ("at", {"inner.reuse": True, "balance": "uncertainty"}, r"inner\.reuse needs .* fixed balance"),
+        ("contrastive", {"contrastive.still": ["clean", "augmented"]}, r"still names views of over, and not all"),
         ("none", {"segmentation.weight": 0}, r"every term has weight 0"),
         ("cease", {"auxiliary.tasks": ["sobel", "sobel"]}, r"unknown or repeated task"),
         ("cease", {"auxiliary.rule": "manual"}, r"the rule 'manual' needs tasks"),
@@ -148,9 +151,11 @@ def test_views_are_those_that_terms_with_weight_read() -> None:
     assert views["none"] == views["multitask"] == views["distillation"] == ("clean",)
     assert views["augment"] == views["contrastive"] == ("clean", "augmented")
     assert views["fast_at"] == views["free_at"] == ("adversarial",)
-    assert views["contrastive_at"] == views["cease"] == ("clean", "adversarial", "augmented")
+    assert views["contrastive_at"] == views["cease"] == views["cease_reuse"] == ("clean", "adversarial", "augmented")
     two = ("clean", "adversarial")
-    assert all(views[n] == two for n in ("at", "trades", "mart", "segpgd_at", "ddc_at", "vaft", "multitask_at"))
+    assert all(
+        views[n] == two for n in ("at", "reuse_at", "trades", "mart", "segpgd_at", "ddc_at", "vaft", "multitask_at")
+    )
     assert {n for n, d in PRESETS.items() if not d.attacks} == {
         "none", "augment", "contrastive", "multitask", "distillation",
     }  # fmt: skip

@@ -13,6 +13,7 @@ from discs import disc_config
 from cease_core.errors import CeaseError
 from cease_core.models import load_model
 from cease_core.tasks import TASKS
+from cease_core.tasks.gradients import NOISES
 from cease_core.tasks.relevance import Relevance
 from cease_core.training import Event, StepDone, TasksChosen, TrainingConfig, train
 from cease_core.training.batches import Sample, load_samples
@@ -88,6 +89,19 @@ def test_validation_cases_have_no_say(sides, chosen, tmp_path: Path) -> None:
     run = train(choosing("all"), training, validation[:1], tmp_path, device="cpu")
     assert isinstance(next(run), TasksChosen)
     assert (tmp_path / "relevance.json").read_bytes() == (out / "relevance.json").read_bytes()
+
+
+def test_on_a_trained_model_only_the_heads_warm_up_and_that_costs_nothing(sides, tmp_path: Path) -> None:
+    go(disc_config(), sides, tmp_path)
+    config = choosing("all", start=str(tmp_path))
+    samples = load_samples(sides[0], config)
+    short, long = (choose_tasks(config, samples, torch.device("cpu"), warm_up=share) for share in (0.1, 1.0))
+    assert short.gradients == long.gradients
+    # What is left is measuring: an attack of three steps, then every target and segmentation on both views.
+    assert short.gradients == short.relevance.cases * (3 + 2 * (1 + len(short.relevance.scores) + NOISES))
+    learnt = [sum(score.learnable for score in chosen.relevance.scores.values()) for chosen in (short, long)]
+    assert learnt[1] > learnt[0]
+    assert choose_tasks(choosing("all"), samples, torch.device("cpu")).gradients > short.gradients
 
 
 def test_the_same_choice_every_time(sides, chosen) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from cease_core.defences.config import AuxiliaryTerm, View
 from cease_core.defences.terms.base import TermModule
-from cease_core.defences.views import Context, generators
+from cease_core.defences.views import Context, generators, unmoved
 from cease_core.tasks import TASKS
 from cease_core.tasks.base import Head, Setting
 
@@ -57,7 +54,7 @@ class Auxiliary(TermModule):
         draws = torch.stack(drawn).to(batch.images.device)
         features = look.features
         if task.presents:
-            with _unmoved(context.model):
+            with unmoved(context.model):
                 features = context.model.encode(task.present(look.images, draws))
         head: Head = self.heads[name]  # type: ignore[assignment]
         prediction = head(features, shape[1:])
@@ -75,17 +72,3 @@ class Auxiliary(TermModule):
             return after
         # A model that is looked at before it has learnt has no mean yet.
         return torch.where(self.means[index] > 0, self.means[index], value).clamp_min(1e-6)
-
-
-@contextmanager
-def _unmoved(model: nn.Module) -> Iterator[None]:
-    """Batch norms keep their running statistics: the finished model never sees turned or masked images."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
