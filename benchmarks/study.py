@@ -1,11 +1,13 @@
 """The study: which defence holds, which part of CEASE does it, at equal gradient computations.
 
     python benchmarks/study.py run --data DIR [--only dataset=polyp preset=cease,at seed=0] [--minutes 60]
+    python benchmarks/study.py tune --data DIR --arm "lighter:cease:auxiliary.weight=0.1" [--only dataset=polyp]
     python benchmarks/study.py page
 
 ``run`` trains what is missing from ``benchmarks/results/study.csv``, one model after the other, attacks it and
 appends its rows, so that it can be stopped at any time and grows over several sittings; several processes may run
-side by side. ``page`` writes ``docs/study.md`` from the rows.
+side by side. ``tune`` trains variants of presets likewise and writes down their Dice on the validation cases.
+``page`` writes ``docs/study.md`` from the rows.
 
 For each data set and seed an undefended model is trained first. Every preset, ``none`` among them, goes on from it
 for the same budget of gradient computations, the selection of tasks included. Test cases are put aside by a hash of
@@ -44,14 +46,14 @@ from cease_core.defences.smoothing import certify
 from cease_core.evaluation import asr_drop, curve_area, d_censored
 from cease_core.evaluation.protocol import eligible
 from cease_core.models import SegmentationModel, load_model, prepare
-from cease_core.models.card import PALETTE
+from cease_core.models.card import PALETTE, ModelCard
 from cease_core.training import TasksChosen, TrainingConfig, train
 from cease_core.training.batches import alike, load_samples, stack
 from cease_core.training.build import build_model, epochs_of
 from cease_core.training.choice import worth_validating
 
 ROWS, CASES = RESULTS / "study.csv", RESULTS / "study_cases.jsonl"
-TUNING, TUNING_CASES = RESULTS / "study_tuning.csv", RESULTS / "study_tuning_cases.jsonl"
+TUNING = RESULTS / "study_tuning.csv"
 MODELS = ROOT / "runs" / "study"
 # Asked before rows are added to a tracked file, which would make the tree look changed.
 COMMIT = commit()
@@ -59,9 +61,6 @@ DONE = "done"
 VALIDATIONS = 6
 AT_ONCE = 16
 PAGE = ROOT / "docs" / "study.md"
-TRIED = """## What was tried on validation cases
-
-Variants of presets, trained as above and attacked on the validation cases instead; worst Dice by ε."""
 LEVELS = (2, 4, 8, 10)
 ATTACKS: dict[str, Attack] = {
     "sea": SEA(steps=12),
@@ -69,9 +68,15 @@ ATTACKS: dict[str, Attack] = {
     "adaptive": MixedAttack(steps=20),
 }
 WORST = "worst"
+KEY = ("dataset", "architecture", "preset", "seed")
 COLUMNS = (
     "dataset", "architecture", "preset", "seed", "epsilon", "attack", "clean_dice", "robust_dice", "asr_drop",
     "d_censored", "auc", "certified", "cases", "eligible", "gradients", "seconds", "epochs", "tasks", "cpu", "commit",
+)  # fmt: skip
+
+TUNING_COLUMNS = (
+    "dataset", "architecture", "variant", "seed", "preset", "changes", "clean_dice", "robust_dice", "gradients",
+    "seconds", "epochs", "tasks", "cpu", "commit",
 )  # fmt: skip
 
 # Alike for every arm: an inner attack of three steps, and a contrastive term that a CPU can afford.
@@ -311,7 +316,6 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Rows of the table, one an attack and level."""
     card = load_model(job.folder).card
-    auxiliary = next((t for t in card.training["defence"]["terms"] if t["kind"] == "auxiliary"), None)
     rows = []
     for (name, dice), (row, level) in itertools.product(found.items(), enumerate(LEVELS)):
         rows.append(
@@ -333,7 +337,7 @@ def rows_of(
                 "gradients": card.training["gradients"],
                 "seconds": card.training["seconds"],
                 "epochs": card.training["best_epoch"],
-                "tasks": "+".join(auxiliary["tasks"]) if auxiliary else "",
+                "tasks": tasks_of(card),
                 "cpu": provenance()["cpu"],
                 "commit": COMMIT,
             }
@@ -341,18 +345,21 @@ def rows_of(
     return rows
 
 
-def write(rows: list[dict[str, Any]], cases: dict[str, Any], table: Path, details: Path) -> None:
-    """Append a run's rows, and its Dice case by case, while no other process does."""
+def tasks_of(card: ModelCard) -> str:
+    """The auxiliary tasks that a model was trained with."""
+    auxiliary = next((t for t in card.training["defence"]["terms"] if t["kind"] == "auxiliary"), None)
+    return "+".join(auxiliary["tasks"]) if auxiliary else ""
+
+
+def append(rows: Sequence[dict[str, Any]], table: Path, columns: Sequence[str]) -> None:
+    """Add rows to a table."""
     RESULTS.mkdir(exist_ok=True)
-    with alone(MODELS / "rows"):
-        new = not table.is_file()
-        with table.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
-        with details.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(cases) + "\n")
+    new = not table.is_file()
+    with table.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 @contextmanager
@@ -366,11 +373,6 @@ def alone(place: Path, *, wait: bool = True) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-def done(table: Path) -> set[tuple[str, ...]]:
-    """Keys of the runs that have rows."""
-    return {(r["dataset"], r["architecture"], r["preset"], r["seed"]) for r in read_rows(table)}
 
 
 def jobs(only: dict[str, list[str]], arms: Sequence[Arm]) -> list[Job]:
@@ -388,35 +390,63 @@ def jobs(only: dict[str, list[str]], arms: Sequence[Arm]) -> list[Job]:
     ]
 
 
-def work(todo: Sequence[Job], data: Path, minutes: float, *, tuning: bool) -> None:
-    """Train and attack what has no rows yet, until the time is over; tuning reads validation instead of test cases."""
-    table, details = (TUNING, TUNING_CASES) if tuning else (ROWS, CASES)
+def work(todo: Sequence[Job], data: Path, minutes: float) -> None:
+    """Train and attack what has no rows yet, until the time is over."""
     began = time.monotonic()
     for job in todo:
         if time.monotonic() - began > 60 * minutes:
             return
         with alone(job.folder, wait=False) as mine:
-            if not mine or job.key in done(table):
+            if not mine or job.key in {tuple(r[c] for c in KEY) for r in read_rows(ROWS)}:
                 continue
             sides = DATASETS[job.dataset].sides(data)
             since = time.monotonic()
             fit(job, sides)
             trained = time.monotonic() - since
-            names, clean, found, certified = attack(job, sides.validation if tuning else sides.test)
+            names, clean, found, certified = attack(job, sides.test)
             rows = rows_of(job, names, clean, found, certified)
             levels = {str(level): found[WORST][i].round(4).tolist() for i, level in enumerate(LEVELS)}
-            kept = dict(zip(("dataset", "architecture", "preset", "seed"), job.key, strict=True))
-            write(rows, kept | {"names": names, "clean": clean.round(4).tolist(), WORST: levels}, table, details)
+            cases = dict(zip(KEY, job.key, strict=True)) | {"names": names, "clean": clean.round(4).tolist()}
+            # Other processes add rows, too.
+            with alone(MODELS / "rows"), CASES.open("a", encoding="utf-8") as file:
+                append(rows, ROWS, COLUMNS)
+                file.write(json.dumps(cases | {WORST: levels}) + "\n")
             worst = {r["epsilon"]: r["robust_dice"] for r in rows if r["attack"] == WORST}
             took = f"{trained:.0f} s training, {time.monotonic() - since - trained:.0f} s attacks"
             print(*job.key, f"clean {rows[0]['clean_dice']}", worst, rows[0]["tasks"], took, flush=True)
+
+
+def tune(todo: Sequence[Job], data: Path) -> None:
+    """Train variants and write down what their own validation, under PGD-10, says of the checkpoint they keep."""
+    for job in todo:
+        with alone(job.folder, wait=False) as mine:
+            known = {(r["dataset"], r["architecture"], r["variant"], r["seed"]) for r in read_rows(TUNING)}
+            if not mine or job.key in known:
+                continue
+            fit(job, DATASETS[job.dataset].sides(data))
+            card = load_model(job.folder).card
+            row = dict(zip(("dataset", "architecture", "variant", "seed"), job.key, strict=True)) | {
+                "preset": job.arm.preset,
+                "changes": "; ".join(f"{key} {json.dumps(value)}" for key, value in job.arm.changes.items()),
+                "clean_dice": card.metrics["validation_clean_dice"],
+                "robust_dice": card.metrics["validation_robust_dice"],
+                "gradients": card.training["gradients"],
+                "seconds": card.training["seconds"],
+                "epochs": card.training["best_epoch"],
+                "tasks": tasks_of(card),
+                "cpu": provenance()["cpu"],
+                "commit": COMMIT,
+            }
+            with alone(MODELS / "rows"):
+                append([row], TUNING, TUNING_COLUMNS)
+            print(*job.key, f"clean {row['clean_dice']} robust {row['robust_dice']}", row["tasks"], flush=True)
 
 
 def write_page() -> None:
     """``docs/study.md`` from the rows there are."""
     text = page(Study(ROWS, CASES), planned=len(jobs({}, CORE)))
     if tried := read_rows(TUNING):
-        text += f"\n{TRIED}\n\n{tuning(tried)}\n"
+        text += f"\n{tuning(tried)}\n"
     PAGE.write_text(text, encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")
 
@@ -425,7 +455,7 @@ def parse_arm(text: str) -> Arm:
     """``name:preset:key=value;key=value`` with values in YAML."""
     name, chosen, *rest = text.split(":", 2)
     pairs = (pair.split("=", 1) for pair in rest[0].split(";") if pair) if rest else ()
-    return Arm(name, chosen, {key: yaml.safe_load(value) for key, value in pairs})
+    return Arm(name, chosen, {key: yaml.safe_load(value) for key, value in pairs}, clean_drop=1.0)
 
 
 def main() -> None:
@@ -444,7 +474,10 @@ def main() -> None:
         parser.error("--data is missing: the folder of the data sets")
     arms = [*CORE, *LONGER] if chosen.what == "run" else [parse_arm(a) for a in chosen.arm]
     only = {key: values.split(",") for key, _, values in (o.partition("=") for o in chosen.only)}
-    work(jobs(only, arms), chosen.data, chosen.minutes, tuning=chosen.what == "tune")
+    if chosen.what == "tune":
+        tune(jobs(only, arms), chosen.data)
+    else:
+        work(jobs(only, arms), chosen.data, chosen.minutes)
 
 
 if __name__ == "__main__":
