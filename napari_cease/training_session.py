@@ -168,6 +168,13 @@ class TrainingSession(EventedModel):
 
     # --- the choices ----------------------------------------------------------------------------------------
 
+    def choose_preset(self, name: str) -> None:
+        """Take a preset, and its number of inner steps unless another has been asked for."""
+        own = self.steps == PRESETS[self.preset].inner.steps
+        self.preset = name
+        if own:
+            self.steps = PRESETS[name].inner.steps
+
     @property
     def attacks(self) -> bool:
         """Whether the preset attacks while it trains."""

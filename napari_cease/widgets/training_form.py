@@ -350,7 +350,9 @@ class TrainingForm(QWidget):
             return
         remark = ""
         try:
-            if getattr(self.session, name) != value:
+            if name == "preset":
+                self.session.choose_preset(value)
+            elif getattr(self.session, name) != value:
                 setattr(self.session, name, value)
         except ValidationError as error:
             remark = f"{error.errors()[0]['msg'].removeprefix('Value error, ').rstrip('.')}."

@@ -165,6 +165,18 @@ def test_what_a_defence_does_not_have_is_not_asked_for(open_dock: Open) -> None:
         assert shown == [epsilon, tasks, teacher], preset
 
 
+def test_a_defence_comes_with_its_own_number_of_steps_until_another_is_asked_for(open_dock: Open) -> None:
+    dock = open_dock()
+    seen = []
+    for preset in ("cease", "cease_reuse", "none", "at"):
+        dock.form.preset.value = preset
+        seen.append(dock.form.steps.value())
+    assert seen == [7, 2, 7, 7]
+    dock.form.steps.setValue(3)
+    dock.form.preset.value = "cease_reuse"
+    assert dock.session.steps == dock.form.steps.value() == 3
+
+
 def test_auxiliary_tasks_are_chosen_by_relevance_or_by_hand(on_hearts: TrainDock, until: Until) -> None:
     dock = on_hearts
     dock.form.preset.value = "multitask_at"
