@@ -209,6 +209,7 @@ CORE = (
     Arm("at_adv", "at", MOSTLY_ATTACKED, clean_drop=1.0),
     Arm("reuse_at", "reuse_at", clean_drop=1.0),
     Arm("cease_reuse", "cease_reuse", clean_drop=1.0),
+    Arm("cease_reuse_own_pass", "cease_reuse", {"auxiliary.own_pass": True}, clean_drop=1.0),
     *(Arm(name, name) for name in ("trades", "segpgd_at", "augment", "contrastive", "multitask")),
 )
 """In the order in which they are run: what the claim rests on first."""

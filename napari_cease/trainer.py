@@ -468,4 +468,4 @@ def _chosen(scores: Path, stamp: int) -> tuple[Relevance, Selection] | None:
     term = config.defence.auxiliary
     if term is None or term.tasks:
         return None
-    return measured, select(measured, term.rule, term.count, floor=term.floor, seed=config.seed)
+    return measured, select(measured, term.rule, term.count, floor=term.floor, costly=term.costly, seed=config.seed)

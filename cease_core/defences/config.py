@@ -164,6 +164,8 @@ class AuxiliaryTerm(_Term):
         Keys of `cease_core.tasks.TASKS`. Empty until they are chosen by `rule`, before the training starts.
     rule, floor, count
         How they are chosen, above which level of relevance, and how many; see `cease_core.tasks.relevance`.
+    own_pass
+        Whether tasks may be chosen that show the encoder an image of their own, which costs a pass for each view.
     clean, adversarial
         Shares of the two views; without an adversarial view the clean one has all.
     """
@@ -174,6 +176,7 @@ class AuxiliaryTerm(_Term):
     rule: Rule = "weak"
     floor: Floor = "chance"
     count: int = Field(default=2, ge=1)
+    own_pass: bool = True
     clean: float = Field(default=0.5, ge=0)
     adversarial: float = Field(default=0.5, ge=0)
 
@@ -184,6 +187,11 @@ class AuxiliaryTerm(_Term):
         if unknown or len(set(tasks)) < len(tasks):
             raise ValueError(f"unknown or repeated task in {', '.join(tasks)}; choose from {', '.join(TASKS)}")
         return tasks
+
+    @property
+    def costly(self) -> frozenset[str]:
+        """Tasks that a rule is to leave."""
+        return frozenset() if self.own_pass else frozenset(name for name, task in TASKS.items() if task.presents)
 
     @model_validator(mode="after")
     def _named(self) -> AuxiliaryTerm:

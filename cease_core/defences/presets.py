@@ -68,7 +68,7 @@ PRESETS: dict[str, Defence] = {
             terms=(
                 *_MOSTLY_ATTACKED,
                 ContrastiveTerm(still=("augmented",)),
-                AuxiliaryTerm(weight=0.1, clean=0, adversarial=1),
+                AuxiliaryTerm(weight=0.1, clean=0, adversarial=1, own_pass=False),
                 ConsistencyTerm(weight=0),
             ),
             inner=_REUSED,

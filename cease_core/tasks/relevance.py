@@ -10,7 +10,7 @@ follows that of segmentation adds nothing; the less they have in common, the mor
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median
 from typing import Literal, get_args
 
@@ -126,6 +126,7 @@ def select(
     repeat: float = 0.5,
     floor: Floor = "chance",
     names: Sequence[str] = (),
+    costly: Collection[str] = (),
     seed: int = 0,
 ) -> Selection:
     """Choose auxiliary tasks.
@@ -159,6 +160,8 @@ def select(
         at the places that segmentation looks at.
     names
         For ``manual``.
+    costly
+        Tasks that ``weak``, ``strongest`` and ``random`` are to leave, since they need a pass of their own.
     seed
         For ``random``.
 
@@ -183,6 +186,7 @@ def select(
             for name in pool
         }
         return Selection(rule=rule, chosen=chosen, reasons=reasons, summary=f"Took {_listed(chosen)}: {why}.")
+    unfit |= {name: unfit[name] or "needs a pass of its own" for name in pool if name in costly}
     if rule == "weak":
         unfit |= {name: unfit[name] or _not_weak(relevance, name, floor) for name in pool}
         words = "the weakest relation that is left"

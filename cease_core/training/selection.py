@@ -145,7 +145,15 @@ def choose_tasks(
         seeds,
         epsilon=inner.epsilon,
     )
-    selection = select(relevance, term.rule, term.count, floor=term.floor, names=term.tasks, seed=config.seed)
+    selection = select(
+        relevance,
+        term.rule,
+        term.count,
+        floor=term.floor,
+        names=term.tasks,
+        costly=term.costly,
+        seed=config.seed,
+    )
     # Measuring: the attack's steps, then a pass for segmentation, every task and every noise, on both views.
     measured = len(held_out) * (relevance.steps + 2 * (1 + len(names) + NOISES))
     warming = 0 if trained else steps * plan.size * objective.gradients

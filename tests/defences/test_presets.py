@@ -141,6 +141,11 @@ def test_wrong_changes(name: Any, changes: dict[str, Any], sentence: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_tasks_that_show_another_image_can_be_left_to_the_costly_ones() -> None:
+    assert PRESETS["cease"].auxiliary.costly == frozenset()
+    assert PRESETS["cease_reuse"].auxiliary.costly == {"inpainting", "rotation", "jigsaw"}
+
+
 def test_a_term_may_not_stand_twice() -> None:
     with pytest.raises(ValidationError, match="stands twice"):
         Defence(name="twice", terms=(SegmentationTerm(), SegmentationTerm(weight=2)))

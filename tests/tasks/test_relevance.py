@@ -18,7 +18,7 @@ from cease_core.models.architectures import Backbone, Features
 from cease_core.tasks.base import Head, Setting, Task
 from cease_core.tasks.gradients import PureNoise, measure
 from cease_core.tasks.heads import DenseHead
-from cease_core.tasks.relevance import Relevance, Score, Selection, select, table
+from cease_core.tasks.relevance import Relevance, Rule, Score, Selection, select, table
 from cease_core.tasks.relevance_figure import similarity_figure
 
 # --- The rule, on constructed numbers ---------------------------------------------------------------------------------
@@ -111,6 +111,14 @@ def test_near_repeats_are_passed_over() -> None:
     assert selection.reasons["twin"] == "nearly repeats first: cosine 0.510 > 0.5"
     assert select(relevance, repeat=0.51).chosen == ("first", "twin")
     assert select(relevance, repeat=0.51).reasons["other"] == "not needed: first and twin came first"
+
+
+@pytest.mark.parametrize(("rule", "first"), [("weak", "weak"), ("strongest", "rather_strong"), ("random", None)])
+def test_tasks_that_need_a_pass_of_their_own_can_be_left(six: Relevance, rule: Rule, first: str | None) -> None:
+    selection = select(six, rule, 1, costly=("weaker", "strong"))
+    assert first in (None, *selection.chosen)
+    assert selection.reasons["weaker"] == selection.reasons["strong"] == "needs a pass of its own"
+    assert select(six, "all", costly=("weaker",)).chosen == select(six, "all").chosen
 
 
 def test_fewer_than_asked_for_is_said_and_nothing_relaxed(six: Relevance) -> None:
