@@ -54,7 +54,7 @@ from cease_core.training.choice import worth_validating
 
 ROWS, CASES = RESULTS / "study.csv", RESULTS / "study_cases.jsonl"
 TUNING = RESULTS / "study_tuning.csv"
-MODELS = ROOT / "runs" / "study"
+MODELS, TRIED = ROOT / "runs" / "study", ROOT / "runs" / "tuning"
 # Asked before rows are added to a tracked file, which would make the tree look changed.
 COMMIT = commit()
 DONE = "done"
@@ -178,16 +178,15 @@ class Arm:
     ----------
     times
         How many times the data set's budget it gets.
-    clean_drop
-        How much clean Dice its checkpoint may have lost; 1 for the best under attack, whatever that costs on clean
-        images: with a bound, a model that is far from trained can be chosen.
+    tried
+        Whether it is a variant that is looked at on validation cases alone.
     """
 
     name: str
     preset: str
     changes: dict[str, Any] = field(default_factory=dict)
     times: int = 1
-    clean_drop: float = 0.02
+    tried: bool = False
 
     def defence(self) -> dict[str, Any]:
         """For a config; changes of the study that the preset has no place for are left out."""
@@ -204,18 +203,17 @@ CORE = (
     *(Arm(name, name) for name in ("none", "at", "cease", "contrastive_at", "multitask_at")),
     # What the augmented view alone does for adversarial training.
     Arm("augment_at", "contrastive_at", {"contrastive.weight": 0}),
-    # With the weights of the shipped cardiac and polyp models.
     Arm("cease_adv", "cease", MOSTLY_ATTACKED),
-    Arm("at_adv", "at", MOSTLY_ATTACKED, clean_drop=1.0),
-    Arm("reuse_at", "reuse_at", clean_drop=1.0),
-    Arm("cease_reuse", "cease_reuse", clean_drop=1.0),
-    Arm("cease_reuse_own_pass", "cease_reuse", {"auxiliary.own_pass": True}, clean_drop=1.0),
+    Arm("at_adv", "at", MOSTLY_ATTACKED),
+    Arm("reuse_at", "reuse_at"),
+    Arm("cease_reuse", "cease_reuse"),
+    Arm("cease_reuse_own_pass", "cease_reuse", {"auxiliary.own_pass": True}),
     *(Arm(name, name) for name in ("trades", "segpgd_at", "augment", "contrastive", "multitask")),
 )
 """In the order in which they are run: what the claim rests on first."""
 
 LONGER = tuple(
-    replace(arm, name=f"{arm.name}_4x", times=4, clean_drop=1.0)
+    replace(arm, name=f"{arm.name}_4x", times=4)
     for arm in CORE
     if arm.name in ("at", "cease", "cease_adv", "at_adv", "reuse_at", "cease_reuse")
 )
@@ -237,7 +235,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        return MODELS / "-".join(self.key)
+        return (TRIED if self.arm.tried else MODELS) / "-".join(self.key)
 
     @property
     def start(self) -> Job:
@@ -254,7 +252,8 @@ class Job:
             "architecture": self.architecture,
             "defence": self.arm.defence(),
             "budget": dataset.start if begins else self.arm.times * dataset.budget,
-            "clean_drop": self.arm.clean_drop,
+            # The best under attack, whatever it costs: with a bound on that, a model far from trained may be chosen.
+            "clean_drop": 1.0,
             "learning_rate": 2e-3 if begins else 1e-3,
             "ema": 0.99,
             "validate_every": 10_000,
@@ -366,8 +365,8 @@ def append(rows: Sequence[dict[str, Any]], table: Path, columns: Sequence[str]) 
 @contextmanager
 def alone(place: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold a lock that belongs to a place; whether it was free is told when it is not waited for."""
-    MODELS.mkdir(parents=True, exist_ok=True)
-    with (MODELS / f"{place.name}.lock").open("w") as file:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f"{place.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -430,7 +429,7 @@ def tune(todo: Sequence[Job], data: Path) -> None:
                 "preset": job.arm.preset,
                 "changes": "; ".join(f"{key} {json.dumps(value)}" for key, value in job.arm.changes.items()),
                 "clean_dice": card.metrics["validation_clean_dice"],
-                "robust_dice": card.metrics["validation_robust_dice"],
+                "robust_dice": card.metrics.get("validation_robust_dice", ""),
                 "gradients": card.training["gradients"],
                 "seconds": card.training["seconds"],
                 "epochs": card.training["best_epoch"],
@@ -456,7 +455,7 @@ def parse_arm(text: str) -> Arm:
     """``name:preset:key=value;key=value`` with values in YAML."""
     name, chosen, *rest = text.split(":", 2)
     pairs = (pair.split("=", 1) for pair in rest[0].split(";") if pair) if rest else ()
-    return Arm(name, chosen, {key: yaml.safe_load(value) for key, value in pairs}, clean_drop=1.0)
+    return Arm(name, chosen, {key: yaml.safe_load(value) for key, value in pairs}, tried=True)
 
 
 def main() -> None:

@@ -102,7 +102,7 @@ def list_presets(as_json: bool) -> None:
     print(
         "Gradients: computations an image and step (× how often each batch is replayed). Auxiliary tasks that look at"
     )
-    print("a changed image (`cease tasks`) add one on each view; choosing tasks comes before.")
+    print("a changed image (`cease tasks`) add one on each view they see; choosing tasks comes before.")
     print("Change a value: --set defence.inner.steps=3")
 
 

@@ -135,7 +135,9 @@ def plan_of(recipe: Recipe) -> str:
     auxiliary = config.defence.auxiliary
     if auxiliary is not None and not auxiliary.tasks:
         own = ", ".join(name for name, task in TASKS.items() if task.presents and config.ndim in task.dims)
-        rows["auxiliary tasks"] = f"chosen first, which costs extra; {own} would need a pass of its own on each view"
+        rows["auxiliary tasks"] = "chosen first, which costs extra"
+        if auxiliary.own_pass:
+            rows["auxiliary tasks"] += f"; {own} would need a pass of its own on each view they see"
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
 

@@ -49,8 +49,9 @@ class InnerAttack(_Strict):
         Share of the training over which ε rises from 0.
     reuse
         Begin at the clean image instead of at a random place, and let the pass that gives the first step train on
-        the clean view as well. That view then costs no pass of its own; of its features other terms see the values
-        alone.
+        the clean view as well. That view then costs no pass of its own. Its segmentation loss is what the first step
+        climbs, in training mode; of its features other terms see the values alone, so that a task's share of the
+        clean view trains its head only, unless the task shows the encoder another image.
     """
 
     epsilon: float = Field(default=8 / 255, gt=0)
@@ -106,7 +107,7 @@ class ContrastiveTerm(_Term):
         Views whose features are to be alike.
     still
         Those of them that others are drawn to without being drawn themselves. Unless another term reads them, they
-        are looked at without a gradient, which costs no gradient computation.
+        are looked at without a gradient, and cost no gradient computation.
     instance, dense
         Weights of the loss on pooled encoder features and of that on decoder features at stride 4.
     temperature, dense_temperature
@@ -376,6 +377,20 @@ class Defence(_Strict):
         cheap = [name for name in fit if not TASKS[name].presents]
         return self.with_tasks(tuple(fit if term.rule == "all" else cheap[: term.count]))
 
+    def _check_reuse(self) -> None:
+        if not (self.inner.ascent == "seg" and self.balance == "fixed" and self._opens):
+            raise ValueError(
+                "inner.reuse needs a segmentation term on the clean view, inner.ascent 'seg' and fixed balance"
+            )
+        if self._opens.loss != self.inner.loss:
+            raise ValueError("with inner.reuse the clean view's segmentation loss and inner.loss must be the same")
+        # Through the clean view's features no gradient flows a second time: these would teach the encoder nothing.
+        for term in self.active:
+            if term.kind == "divide" or (term.kind == "distillation" and term.view == "clean"):
+                raise ValueError(f"inner.reuse does not go with a {term.kind} term on the clean view")
+            if isinstance(term, AuxiliaryTerm) and term.adversarial == 0:
+                raise ValueError("with inner.reuse auxiliary tasks need a share of the adversarial view")
+
     @model_validator(mode="after")
     def _consistent(self) -> Defence:
         if not self.active:
@@ -389,10 +404,8 @@ class Defence(_Strict):
             raise ValueError("free adversarial training is inner.ascent 'free' together with replays above 1")
         if all(isinstance(t, AuxiliaryTerm) for t in self.active):
             raise ValueError("auxiliary tasks alone teach no segmentation; add a term that reads the mask")
-        if self.inner.reuse and not (self.inner.ascent == "seg" and self.balance == "fixed" and self._opens):
-            raise ValueError(
-                "inner.reuse needs a segmentation term on the clean view, inner.ascent 'seg' and fixed balance"
-            )
+        if self.inner.reuse:
+            self._check_reuse()
         if self.inner.ascent == "free" and self.balance == "pcgrad":
             raise ValueError("free adversarial training has no gradient to reuse under pcgrad; choose another balance")
         return self

@@ -31,7 +31,7 @@ def craft(
     seeds: Sequence[int],
     first: Tensor | None = None,
 ) -> Tensor:
-    """Adversarial images (N, C, *spatial) by ``inner.steps`` signed gradient steps from a random start.
+    """Adversarial images (N, C, *spatial) by ``inner.steps`` signed gradient steps, by default from a random start.
 
     Parameters
     ----------

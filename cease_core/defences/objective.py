@@ -134,13 +134,14 @@ class Objective(nn.Module):
         look = self._look(images)
         target = one_hot(batch.labels, self.model.mode, self.model.card.outputs)
         loss = LOSSES[term.loss](look.logits, target, self.model.mode).mean()
-        scale(term.weight * loss).backward()
+        with torch.autocast(loss.device.type, enabled=False):
+            scale(term.weight * loss).backward()
         assert images.grad is not None
         # In fp16 the scaler leaves a step out whose gradients are not finite.
         return Opening(look.detach(), images.grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
 
     def attacked(self, batch: Batch, progress: float, opening: Opening | None = None) -> Tensor:
-        """The adversarial view (N, C, *spatial), crafted with batch norms in evaluation mode."""
+        """The adversarial view (N, C, *spatial), crafted with batch norms in evaluation mode but for an opening."""
         config, epsilon = self.defence.inner, self.epsilon(progress)
         if config.ascent == "free":
             if self.free.shape != batch.images.shape:
@@ -165,15 +166,18 @@ class Objective(nn.Module):
     ) -> Cost:
         """What a batch costs, given its adversarial view where the defence reads one, and its opening likewise."""
         looks: dict[View, Look] = {} if opening is None else {"clean": opening.look}
-        for view in self.defence.still:
-            with torch.no_grad(), unmoved(self.model):
-                looks[view] = self._look(self._view(view, batch, adversarial))
-        seen = {view: self._view(view, batch, adversarial) for view in self.defence.views if view not in looks}
+        still = self.defence.still
+        moving = [view for view in self.defence.views if view not in looks and view not in still]
+        seen = {view: self._view(view, batch, adversarial) for view in moving}
         # One pass for all views: they share batch statistics, and a GPU is busier.
         stacked = torch.cat(list(seen.values()))
         together = self._look(stacked)
         for i, view in enumerate(seen):
             looks[view] = together.part(slice(i * len(batch), (i + 1) * len(batch)))
+        # Afterwards: up to torch 2.10 autocast would hand the weights it has cast here, without a gradient, to all.
+        for view in still:
+            with torch.no_grad(), unmoved(self.model):
+                looks[view] = self._look(self._view(view, batch, adversarial))
         context = Context(
             batch=batch,
             target=one_hot(batch.labels, self.model.mode, self.model.card.outputs),

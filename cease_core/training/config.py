@@ -93,6 +93,10 @@ class DataSource(_Strict):
         return splits.folds(cases, self.folds, self.fold, test=self.test, pattern=self.patients)
 
 
+# Defaults of entries that came later: a run from before keeps its digest, and can be resumed.
+_ADDED = ('"reuse":false,', '"still":[],', '"own_pass":true,')
+
+
 class TrainingConfig(_Strict):
     """One training run.
 
@@ -112,7 +116,8 @@ class TrainingConfig(_Strict):
         in the events, so that defences that cost more get fewer epochs. The selection of tasks counts; what is left
         is rounded down to whole epochs, one at least. Exactly one of the two.
     precision
-        ``fp32``, or ``bf16`` / ``fp16`` for the passes of the training step; the inner attack runs in bf16 or fp32.
+        ``fp32``, or ``bf16`` / ``fp16`` for the passes of the training step; the inner attack's own run in bf16 or
+        fp32.
         ``fp16`` needs a GPU.
     clip
         Largest norm of the gradient.
@@ -195,7 +200,10 @@ class TrainingConfig(_Strict):
     @property
     def digest(self) -> str:
         """Twelve characters that change with any entry."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        text = self.model_dump_json()
+        for added in _ADDED:
+            text = text.replace(added, "")
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def load_config(path: str | Path) -> TrainingConfig:

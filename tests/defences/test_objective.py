@@ -176,9 +176,33 @@ def test_a_still_view_is_drawn_to_and_costs_no_gradient(make_model, make_batch) 
             torch.testing.assert_close(held.model.state_dict()[key], value)
 
 
-def test_a_still_view_that_another_term_reads_is_looked_at_as_usual(make_model, make_batch) -> None:
+def test_a_still_view_that_another_term_reads_is_not_drawn_all_the_same(make_model, make_batch) -> None:
     changes = STEPS | {"auxiliary.tasks": ("sobel",), "contrastive.still": ("augmented",)}
-    assert build("cease", changes, make_model(), make_batch()).defence.still == frozenset()
+    objective = build("cease", changes, make_model(), make_batch())
+    assert objective.defence.still == frozenset()
+    context: list[Any] = []
+    objective.terms[-2].register_forward_hook(lambda module, args, out: context.extend(args))
+    step(objective, make_batch())
+    # Anew, since the step has used up its own graph.
+    leaves = {view: look.features[-1].detach().requires_grad_() for view, look in context[0].looks.items()}
+    for view, leaf in leaves.items():
+        context[0].looks[view].features[-1] = leaf
+    objective.terms[-2]._instance(context[0]).backward()
+    assert {view for view, leaf in leaves.items() if leaf.grad is not None} == {"clean", "adversarial"}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_all_weights_learn_from_the_attacked_view(precision: torch.dtype, make_model, make_batch) -> None:
+    batch = make_batch()
+    objective = build("cease_reuse", {"auxiliary.tasks": ("sobel",)}, make_model(), batch)
+    opening = objective.opening(batch)
+    adversarial = objective.attacked(batch, 1.0, opening)
+    objective.zero_grad()
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        total = objective(batch, adversarial, 1.0, opening).total
+    total.backward()
+    for name, parameter in objective.model.named_parameters():
+        assert parameter.grad is not None, name
 
 
 def test_without_reuse_there_is_no_opening(make_model, make_batch) -> None:

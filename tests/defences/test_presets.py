@@ -127,6 +127,8 @@ def test_changes_by_dotted_name() -> None:
         ("trades", {"inner.reuse": True}, r"inner\.reuse needs .* inner\.ascent 'seg'"),
         ("at", {"inner.reuse": True, "balance": "uncertainty"}, r"inner\.reuse needs .* fixed balance"),
         ("contrastive", {"contrastive.still": ["clean", "augmented"]}, r"still names views of over, and not all"),
+        ("reuse_at", {"inner.loss": "bce"}, r"clean view's segmentation loss and inner\.loss must be the same"),
+        ("cease_reuse", {"auxiliary.clean": 1, "auxiliary.adversarial": 0}, r"need a share of the adversarial view"),
         ("none", {"segmentation.weight": 0}, r"every term has weight 0"),
         ("cease", {"auxiliary.tasks": ["sobel", "sobel"]}, r"unknown or repeated task"),
         ("cease", {"auxiliary.rule": "manual"}, r"the rule 'manual' needs tasks"),

@@ -97,3 +97,12 @@ def test_each_patient_validates_in_one_fold() -> None:
     assert len({tuple(c.name for c in s.test) for s in sides}) == 1
     for s in sides:
         assert {c.patient for c in s.training}.isdisjoint(c.patient for c in (*s.validation, *s.test))
+
+
+def test_a_run_from_before_later_entries_keeps_its_digest() -> None:
+    # As computed before `reuse`, `still` and `own_pass` were there.
+    config = disc_config(defence={"preset": "cease", "inner.steps": 2})
+    assert config.digest == "ec3e09e491cc"
+    changed = {"inner.reuse": True}, {"contrastive.still": ["augmented"]}, {"auxiliary.own_pass": False}
+    digests = {disc_config(defence={"preset": "cease", "inner.steps": 2} | c).digest for c in changed}
+    assert len(digests | {config.digest}) == 4

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cease_core.defences.config import ContrastiveTerm
 from cease_core.defences.terms.base import TermModule
-from cease_core.defences.views import Context, generators
+from cease_core.defences.views import Context, Look, generators
 from cease_core.models.architectures import Features
 from cease_core.models.segmenter import predict_labels
 
@@ -176,8 +176,11 @@ class Contrastive(TermModule):
         """Global projections (N, width), unit vectors."""
         return F.normalize(self.globally(features[-1].flatten(2).mean(dim=2)), dim=1)
 
+    def _looks(self, context: Context) -> list[Look]:
+        return [context.looks[v].detach() if v in self.term.still else context.looks[v] for v in self.term.over]
+
     def _instance(self, context: Context) -> Tensor:
-        rows = torch.cat([context.gather(self.project(context.looks[v].features)) for v in self.term.over])
+        rows = torch.cat([context.gather(self.project(look.features)) for look in self._looks(context)])
         groups = torch.arange(len(rows) // len(self.term.over), device=rows.device).repeat(len(self.term.over))
         if self.term.positives_only:
             return positives_only(rows, groups)
@@ -186,7 +189,7 @@ class Contrastive(TermModule):
     def _dense(self, context: Context) -> Tensor:
         """Pixels that are no wrong ones are drawn from all views alike."""
         looks = context.looks
-        maps = [looks[v].dense for v in self.term.over]
+        maps = [look.dense for look in self._looks(context)]
         grid = tuple(maps[0].shape[2:]) if maps[0] is not None else ()
         step = context.model.backbone.multiple * context.model.card.downsample
         classes = _at(context.batch.labels, grid, step)
