@@ -310,8 +310,7 @@ def test_what_is_missing_is_named(cease: Cease, discs: Path, tmp_path: Path) -> 
 def test_recipes_are_configs(recipe: Path) -> None:
     config = load_config(recipe)
     assert config.name == recipe.stem
-    names = {"cease", "cease_reuse"} if recipe.stem.endswith("-defended") else {"none"}
-    assert config.defence.name in names
+    assert config.defence.name == ("cease" if recipe.stem.endswith("-defended") else "none")
     assert config.defence.name == load_card(find_model(recipe.stem)).defence
 
 
