@@ -166,7 +166,8 @@ class Objective(nn.Module):
     ) -> Cost:
         """What a batch costs, given its adversarial view where the defence reads one, and its opening likewise."""
         looks: dict[View, Look] = {} if opening is None else {"clean": opening.look}
-        still = self.defence.still
+        # In a fixed order: dropout draws in it.
+        still = [view for view in self.defence.views if view in self.defence.still]
         moving = [view for view in self.defence.views if view not in looks and view not in still]
         seen = {view: self._view(view, batch, adversarial) for view in moving}
         # One pass for all views: they share batch statistics, and a GPU is busier.
