@@ -163,7 +163,8 @@ a run takes minutes on one CPU core: images of about 64 × 64 (volumes of about 
 [attacks](attacks.md)), PGD-40 on soft Dice, and the adaptive attack on mask and features together; each goes through
 the ε ladder. ε is in 1/255 of the intensity window, ℓ∞. ASR is the share of the images with a clean Dice of at least
 ½ whose Dice falls to half of it or lower. D is the mean of the smallest ε that does so, 10 where none does. AUC is
-the area under Dice over ε from 0 to 10.
+the area under Dice over ε from 0 to 10. *Seconds* are those on the clock of a machine that other runs share, pauses
+included; *gradients* are what counts.
 
 The checkpoint is the one that is best under attack on validation cases, whatever its clean Dice. (Rows from before
 `6a43929`, but for `at_adv`, `reuse_at`, `cease_reuse` and `_4x`, were to lose at most two points of clean Dice where
