@@ -334,21 +334,23 @@ def rows_of(
                 "certified": round(certified, 4),
                 "cases": len(names),
                 "eligible": int(eligible(clean).sum()),
-                "gradients": card.training["gradients"],
-                "seconds": card.training["seconds"],
-                "epochs": card.training["best_epoch"],
-                "tasks": tasks_of(card),
-                "cpu": provenance()["cpu"],
-                "commit": COMMIT,
+                **effort(card),
             }
         )
     return rows
 
 
-def tasks_of(card: ModelCard) -> str:
-    """The auxiliary tasks that a model was trained with."""
+def effort(card: ModelCard) -> dict[str, Any]:
+    """What a training cost, which tasks it chose, and where it ran, as columns of a table."""
     auxiliary = next((t for t in card.training["defence"]["terms"] if t["kind"] == "auxiliary"), None)
-    return "+".join(auxiliary["tasks"]) if auxiliary else ""
+    return {
+        "gradients": card.training["gradients"],
+        "seconds": card.training["seconds"],
+        "epochs": card.training["best_epoch"],
+        "tasks": "+".join(auxiliary["tasks"]) if auxiliary else "",
+        "cpu": provenance()["cpu"],
+        "commit": COMMIT,
+    }
 
 
 def append(rows: Sequence[dict[str, Any]], table: Path, columns: Sequence[str]) -> None:
@@ -425,18 +427,16 @@ def tune(todo: Sequence[Job], data: Path) -> None:
                 continue
             fit(job, DATASETS[job.dataset].sides(data))
             card = load_model(job.folder).card
-            row = dict(zip(("dataset", "architecture", "variant", "seed"), job.key, strict=True)) | {
-                "preset": job.arm.preset,
-                "changes": "; ".join(f"{key} {json.dumps(value)}" for key, value in job.arm.changes.items()),
-                "clean_dice": card.metrics["validation_clean_dice"],
-                "robust_dice": card.metrics.get("validation_robust_dice", ""),
-                "gradients": card.training["gradients"],
-                "seconds": card.training["seconds"],
-                "epochs": card.training["best_epoch"],
-                "tasks": tasks_of(card),
-                "cpu": provenance()["cpu"],
-                "commit": COMMIT,
-            }
+            row = (
+                dict(zip(("dataset", "architecture", "variant", "seed"), job.key, strict=True))
+                | {
+                    "preset": job.arm.preset,
+                    "changes": "; ".join(f"{key} {json.dumps(value)}" for key, value in job.arm.changes.items()),
+                    "clean_dice": card.metrics["validation_clean_dice"],
+                    "robust_dice": card.metrics.get("validation_robust_dice", ""),
+                }
+                | effort(card)
+            )
             with alone(MODELS / "rows"):
                 append([row], TUNING, TUNING_COLUMNS)
             print(*job.key, f"clean {row['clean_dice']} robust {row['robust_dice']}", row["tasks"], flush=True)

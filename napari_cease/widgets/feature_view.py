@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import pyqtgraph as pg
-from napari.utils.notifications import show_error, show_info
+from napari.utils.notifications import show_error
 from numpy.typing import NDArray
 from qtpy.QtCore import QRectF, Qt, QTimer
-from qtpy.QtWidgets import QApplication, QCheckBox, QFileDialog, QGridLayout, QLabel, QPushButton, QSizePolicy
+from qtpy.QtWidgets import QApplication, QCheckBox, QGridLayout, QLabel, QPushButton, QSizePolicy
 
 from cease_core.errors import CeaseError
 from cease_core.evaluation.features import LEAST_PIXELS, FeaturePicture
 from cease_core.scan import Scan
 from napari_cease import findings
 from napari_cease.explorer import Explorer
-from napari_cease.export import with_suffix
 from napari_cease.jobs.exploration import SIDES, Side
 from napari_cease.jobs.features import FeatureGallery, FeatureRequest, FeaturesFound
 from napari_cease.jobs.worker import Worker
@@ -30,6 +29,7 @@ from napari_cease.layers import COLOURS, MARKS, TITLES
 from napari_cease.widgets import figure
 from napari_cease.widgets.fold import Fold
 from napari_cease.widgets.parts import SmallPlot, empty_column, escape, make_menu, own_menu, words
+from napari_cease.widgets.saving import or_tell, save_as
 
 TITLE = "Features"
 TIP = (
@@ -360,33 +360,15 @@ class FeatureView(Fold):
 
     def copy_figure(self) -> None:
         """Put the figure on the clipboard."""
-        self._try(lambda: self._draw(lambda drawn: QApplication.clipboard().setImage(figure.picture(drawn))))
+        or_tell(lambda: self._draw(lambda drawn: QApplication.clipboard().setImage(figure.picture(drawn))))
 
     def save_figure(self, path: Path | None = None) -> None:
         """Write the figure as PNG or SVG; asks where, if no path is given."""
-        to = path or self._where()
-        if to is None:
-            return
 
-        def save() -> None:
-            there = with_suffix(to, figure.SUFFIXES)
-            self._draw(lambda drawn: figure.save_figure(drawn, there, TITLE))
-            show_info(f"Saved {there}")
+        def write(to: Path) -> None:
+            self._draw(lambda drawn: figure.save_figure(drawn, to, TITLE))
 
-        self._try(save)
-
-    def _where(self) -> Path | None:
-        scan = self.explorer.session.scan
-        proposed = f"{scan.name if scan is not None else 'scan'}-features{figure.SUFFIXES[0]}"
-        kinds = ";;".join(f"{suffix[1:].upper()} (*{suffix})" for suffix in figure.SUFFIXES)
-        chosen, _ = QFileDialog.getSaveFileName(self, "Save figure", proposed, kinds)
-        return Path(chosen) if chosen else None
-
-    def _try(self, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except CeaseError as error:
-            show_error(str(error))
+        save_as(self, self.explorer, path, "Save figure", "features", figure.SUFFIXES, write)
 
     def _draw(self, use: Callable[[Any], None]) -> None:
         if not self.pictures:

@@ -36,6 +36,47 @@ GROUND, INK = "#ffffff", "#202020"
 NOTHING = "There is no curve yet; choose a scan and a model, and wait for the attack."
 
 
+def or_tell(action: Callable[[], Any]) -> None:
+    """Do something, and show in a sentence why it cannot be done."""
+    try:
+        action()
+    except CeaseError as error:
+        show_error(str(error))
+
+
+def save_as(
+    parent: QWidget,
+    explorer: Explorer,
+    path: Path | None,
+    title: str,
+    name: str,
+    suffixes: tuple[str, ...],
+    write: Callable[[Path], None],
+    *,
+    say: bool = True,
+) -> None:
+    """Write a file that belongs to the scan, with one of the suffixes; asks where, if no path is given."""
+    to = path or _ask(parent, explorer, title, name, suffixes)
+    if to is None:
+        return
+
+    def save() -> None:
+        there = with_suffix(to, suffixes)
+        write(there)
+        if say:
+            show_info(f"Saved {there}")
+
+    or_tell(save)
+
+
+def _ask(parent: QWidget, explorer: Explorer, title: str, name: str, suffixes: tuple[str, ...]) -> Path | None:
+    scan = explorer.session.scan
+    proposed = f"{scan.name if scan is not None else 'scan'}-{name}{suffixes[0]}"
+    kinds = ";;".join(f"{suffix[1:].upper()} (*{suffix})" for suffix in suffixes)
+    chosen, _ = QFileDialog.getSaveFileName(parent, title, proposed, kinds)
+    return Path(chosen) if chosen else None
+
+
 class SaveButton(QPushButton):
     """A menu of what can be saved.
 
@@ -75,7 +116,7 @@ class SaveButton(QPushButton):
 
     def copy_figure(self) -> None:
         """Put the figure on the clipboard."""
-        self._try(lambda: self._draw(lambda drawn: QApplication.clipboard().setImage(figure.picture(drawn))))
+        or_tell(lambda: self._draw(lambda drawn: QApplication.clipboard().setImage(figure.picture(drawn))))
 
     def save_figure(self, path: Path | None = None) -> None:
         """Write the figure; asks where, if no path is given."""
@@ -83,7 +124,7 @@ class SaveButton(QPushButton):
         def write(to: Path) -> None:
             self._draw(lambda drawn: figure.save_figure(drawn, to))
 
-        self._save(path, "Save figure", "curve", figure.SUFFIXES, write)
+        save_as(self, self.explorer, path, "Save figure", "curve", figure.SUFFIXES, write)
 
     def save_numbers(self, path: Path | None = None) -> None:
         """Write the numbers; asks where, if no path is given."""
@@ -93,52 +134,19 @@ class SaveButton(QPushButton):
             curves = self._known([*findings.mean_curves(e), *findings.class_curves(e)])
             write_text(to, numbers(curves, findings.facts(e), findings.widths(e)))
 
-        self._save(path, "Save numbers", "numbers", (".csv",), write)
+        save_as(self, self.explorer, path, "Save numbers", "numbers", (".csv",), write)
 
     def save_animation(self, path: Path | None = None) -> None:
         """Record the sweep through ε, in the background; asks where, if no path is given."""
         if not self.explorer.cards_chosen():
             show_error(NOTHING)
             return
-        self._save(path, "Save animation", "sweep", animation_suffixes(), self.recorder.start, say=False)
+        save_as(
+            self, self.explorer, path, "Save animation", "sweep", animation_suffixes(), self.recorder.start, say=False
+        )
 
     def _ask_numbers(self) -> None:
         self.save_numbers()
-
-    def _save(
-        self,
-        path: Path | None,
-        title: str,
-        name: str,
-        suffixes: tuple[str, ...],
-        write: Callable[[Path], None],
-        *,
-        say: bool = True,
-    ) -> None:
-        to = path or self._ask(title, name, suffixes)
-        if to is None:
-            return
-
-        def save() -> None:
-            there = with_suffix(to, suffixes)
-            write(there)
-            if say:
-                show_info(f"Saved {there}")
-
-        self._try(save)
-
-    def _ask(self, title: str, name: str, suffixes: tuple[str, ...]) -> Path | None:
-        scan = self.explorer.session.scan
-        proposed = f"{scan.name if scan is not None else 'scan'}-{name}{suffixes[0]}"
-        kinds = ";;".join(f"{suffix[1:].upper()} (*{suffix})" for suffix in suffixes)
-        chosen, _ = QFileDialog.getSaveFileName(self, title, proposed, kinds)
-        return Path(chosen) if chosen else None
-
-    def _try(self, action: Callable[[], Any]) -> None:
-        try:
-            action()
-        except CeaseError as error:
-            show_error(str(error))
 
     def _known(self, curves: list[Curve]) -> list[Curve]:
         if not any(curve.levels for curve in curves):
